@@ -1,0 +1,221 @@
+"""Records to messages and back: CloudEvents 1.0 in Kafka's binary content mode.
+
+Decoding is the only place where outside bytes become typed values. It either returns a message or
+raises `BadInput` with one reason; what was refused goes whole to the dead-letter topic.
+"""
+
+import hashlib
+from base64 import b64encode
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Final
+
+import msgspec
+
+from gpuloop.schemas.catalogue import CATALOGUE, MAX_VALUE_BYTES, message_type
+from gpuloop.schemas.messages import DeadLetter, Message, dataschema
+from gpuloop.schemas.messages.record import DeadLetterReason
+
+Headers = tuple[tuple[str, bytes], ...]
+
+CONTENT_TYPES: Final = {
+    "json": b"application/json",
+    "msgpack": b"application/msgpack",
+    "binary": b"application/octet-stream",
+}
+
+
+class BadInput(ValueError):
+    """Input that does not follow its contract; `reason` is one of the dead-letter reasons."""
+
+    def __init__(self, reason: DeadLetterReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason: DeadLetterReason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A record as it stands on a topic."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    headers: Headers
+    value: bytes | None
+
+    def header(self, name: str) -> str | None:
+        """Return the last header of that name as text, or None."""
+        for key, value in reversed(self.headers):
+            if key == name:
+                return value.decode("utf-8", "replace")
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A record to be written: everything but the partition, which the key decides.
+
+    `partition` is set only where the contract fixes it (frames keep their samples' partition).
+    """
+
+    topic: str
+    key: bytes
+    headers: Headers
+    value: bytes
+    partition: int | None = None
+
+
+@cache
+def _json_decoder(kind: type[Message]) -> msgspec.json.Decoder[Message]:
+    return msgspec.json.Decoder(kind, strict=True)
+
+
+@cache
+def _msgpack_decoder(kind: type[Message]) -> msgspec.msgpack.Decoder[Message]:
+    return msgspec.msgpack.Decoder(kind, strict=True)
+
+
+_json_encoder: Final = msgspec.json.Encoder()
+_msgpack_encoder: Final = msgspec.msgpack.Encoder()
+
+
+def encode_value(topic: str, message: Message) -> bytes:
+    """Return the bytes of a message on a topic; the order of fields is that of the class."""
+    if CATALOGUE[topic].encoding == "msgpack":
+        return _msgpack_encoder.encode(message)
+    return _json_encoder.encode(message)
+
+
+def encode(
+    topic: str,
+    key: str,
+    message: Message,
+    *,
+    event_id: str,
+    source: str,
+    time_us: int | None = None,
+    partition: int | None = None,
+) -> Encoded:
+    """Return the record of a message: CloudEvents headers, key and value."""
+    headers: list[tuple[str, bytes]] = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", event_id.encode()),
+        ("ce_type", f"gpuloop.{message.TYPE}".encode()),
+        ("ce_source", source.encode()),
+        ("ce_subject", key.encode()),
+        ("ce_dataschema", dataschema(type(message)).encode()),
+        ("content-type", CONTENT_TYPES[CATALOGUE[topic].encoding]),
+    ]
+    if time_us is not None:
+        stamp = datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="microseconds")
+        headers.append(("ce_time", stamp.encode()))
+    return Encoded(
+        topic=topic,
+        key=key.encode(),
+        headers=tuple(headers),
+        value=encode_value(topic, message),
+        partition=partition,
+    )
+
+
+def encode_binary(topic: str, key: str, value: bytes, *, source: str) -> Encoded:
+    """Return the record of a payload that is not a message, such as actor weights."""
+    return Encoded(
+        topic=topic,
+        key=key.encode(),
+        headers=(
+            ("ce_specversion", b"1.0"),
+            ("ce_id", key.encode()),
+            ("ce_type", f"gpuloop.{topic}".encode()),
+            ("ce_source", source.encode()),
+            ("content-type", CONTENT_TYPES["binary"]),
+        ),
+        value=value,
+    )
+
+
+def decode(record: Record) -> Message:
+    """Return the message in a record.
+
+    Raises:
+        BadInput: with the reason, for anything that does not follow the topic's contract.
+
+    """
+    topic = CATALOGUE.get(record.topic)
+    if topic is None or not topic.messages:
+        raise BadInput("unknown_type", f"topic {record.topic} carries no messages")
+    if not record.value:
+        raise BadInput("empty", "the record has no value")
+    if len(record.value) > MAX_VALUE_BYTES:
+        raise BadInput("too_large", f"{len(record.value)} bytes, at most {MAX_VALUE_BYTES}")
+    kind = _message_class(record, topic.messages, headers_required=topic.headers_required)
+    try:
+        if topic.encoding == "msgpack":
+            return _msgpack_decoder(kind).decode(record.value)
+        return _json_decoder(kind).decode(record.value)
+    except msgspec.ValidationError as error:
+        raise BadInput(_reason_of(str(error)), str(error)) from None
+    except msgspec.DecodeError as error:
+        reason: DeadLetterReason = "truncated" if "truncated" in str(error) else "not_json"
+        raise BadInput(reason, str(error)) from None
+    except UnicodeDecodeError as error:
+        raise BadInput("not_json", str(error)) from None
+    except RecursionError:
+        raise BadInput("too_deep", "nested too deep to parse") from None
+
+
+def _message_class(
+    record: Record, known: tuple[type[Message], ...], *, headers_required: bool
+) -> type[Message]:
+    stated_type, stated_schema = record.header("ce_type"), record.header("ce_dataschema")
+    if stated_type is None:
+        if headers_required or len(known) != 1:
+            raise BadInput("unknown_type", "no ce_type header")
+        return known[0]
+    kind = message_type(stated_type.removeprefix("gpuloop."))
+    if kind is None or kind not in known:
+        raise BadInput("unknown_type", f"{stated_type[:200]} does not belong on {record.topic}")
+    if stated_schema is not None and stated_schema != dataschema(kind):
+        raise BadInput("unknown_version", f"{stated_schema[:200]}, this reads {dataschema(kind)}")
+    return kind
+
+
+def _reason_of(error: str) -> DeadLetterReason:
+    if "unknown field" in error:
+        return "unknown_field"
+    if any(word in error for word in (" >= ", " <= ", " length ", "regex", "out of range")):
+        return "out_of_range"
+    return "wrong_type"
+
+
+DEAD_LETTER_CHUNK_BYTES: Final = 512 * 1024
+
+
+def dead_letters(record: Record, error: BadInput, *, stage: str, fleet: str) -> list[DeadLetter]:
+    """Return the dead letters that hold a refused record whole, in chunks of at most 512 KiB."""
+    value = record.value or b""
+    size = DEAD_LETTER_CHUNK_BYTES
+    parts = [value[i : i + size] for i in range(0, len(value), size)] or [b""]
+    return [
+        DeadLetter(
+            fleet=fleet,
+            stage=stage,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            timestamp_ms=max(record.timestamp_ms, 0),
+            reason=error.reason,
+            detail=error.detail[:4000],
+            key=b64encode(record.key or b"").decode(),
+            headers=tuple((k, b64encode(v or b"").decode()) for k, v in record.headers[:64]),
+            value=b64encode(part).decode(),
+            value_sha256=hashlib.sha256(value).hexdigest(),
+            chunk=index,
+            chunks=len(parts),
+        )
+        for index, part in enumerate(parts)
+    ]

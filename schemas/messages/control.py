@@ -1,0 +1,133 @@
+"""What people and claims impose on the loop. Compacted by scope: the last word per scope holds."""
+
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import Meta
+
+from gpuloop.schemas.messages.actions import Actuator, Mode
+from gpuloop.schemas.messages.base import StrictMessage, StrictPart
+from gpuloop.schemas.units import Count, Name, Price, Ratio, Text, TimeUs, WallUs
+
+
+class SetMode(StrictPart, frozen=True, kw_only=True, tag="mode", tag_field="kind"):
+    """Grant a mode to one actuator on one pool; `*` means every pool."""
+
+    pool: Name
+    actuator: Actuator
+    mode: Mode
+
+
+class Freeze(StrictPart, frozen=True, kw_only=True, tag="freeze", tag_field="kind"):
+    """Hold one target, pool or `*` as it is until fleet time `until_us`."""
+
+    target: Name
+    until_us: TimeUs
+
+
+class Kill(StrictPart, frozen=True, kw_only=True, tag="kill", tag_field="kind"):
+    """Stop starting anything. Clearing (`engaged` false) needs a person and a new epoch."""
+
+    engaged: bool
+
+
+class KillLease(StrictPart, frozen=True, kw_only=True, tag="lease", tag_field="kind"):
+    """Permission to start effects, renewed by the supervisor; it ends at a wall time."""
+
+    expires_wall_us: WallUs
+
+
+class Claim(StrictPart, frozen=True, kw_only=True, tag="claim", tag_field="kind"):
+    """A decider owns the fleet from `epoch` on; on a tie the lower offset wins."""
+
+    owner: Name
+    epoch: Count
+
+
+class Objectives(StrictPart, frozen=True, kw_only=True, tag="objectives", tag_field="kind"):
+    """What people want of a pool: ceilings, budget, service level. `*` means every pool."""
+
+    pool: Name
+    nodes_max: Count | None = None
+    usd_micros_per_hour_max: Price | None = None
+    price_floor_usd_micros: Price | None = None
+    price_ceiling_usd_micros: Price | None = None
+    wait_target_us: TimeUs | None = None
+    utilisation_target: Ratio | None = None
+
+
+class PolicyStage(StrictPart, frozen=True, kw_only=True, tag="policy", tag_field="kind"):
+    """Let a policy version act on a pool with this share of its offset; `*` means every pool.
+
+    A version with stage `shadow` is evaluated beside the champion and its wish is recorded.
+    """
+
+    pool: Name
+    policy_id: Name
+    stage: Literal["shadow", "canary", "champion", "retired"]
+    alpha: Ratio
+    exploration: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.0
+
+
+class Assignment(StrictPart, frozen=True, kw_only=True, tag="assignment", tag_field="kind"):
+    """Which arm of an experiment decides for a pool in a time bucket, and with what chance."""
+
+    experiment: Name
+    pool: Name
+    arm: Name
+    probability: Ratio
+    from_us: TimeUs
+    until_us: TimeUs
+
+
+class BreakerReset(StrictPart, frozen=True, kw_only=True, tag="breaker", tag_field="kind"):
+    """A person closes a tripped breaker."""
+
+    pool: Name
+
+
+ControlBody = (
+    SetMode
+    | Freeze
+    | Kill
+    | KillLease
+    | Claim
+    | Objectives
+    | PolicyStage
+    | Assignment
+    | BreakerReset
+)
+
+
+class Control(StrictMessage, frozen=True, kw_only=True):
+    """One control, who set it and why."""
+
+    TYPE: ClassVar[str] = "controls"
+
+    by: Name
+    reason: Text = ""
+    body: ControlBody
+
+
+def scope(body: ControlBody) -> str:
+    """Return the key under which a control replaces its predecessor."""
+    match body:
+        case SetMode(pool=pool, actuator=actuator):
+            return f"mode/{pool}/{actuator}"
+        case Freeze(target=target):
+            return f"freeze/{target}"
+        case Kill():
+            return "kill"
+        case KillLease():
+            return "lease"
+        case Claim():
+            return "claim"
+        case Objectives(pool=pool):
+            return f"objectives/{pool}"
+        case PolicyStage(pool=pool, stage="shadow", policy_id=policy_id):
+            return f"policy/{pool}/shadow/{policy_id}"
+        case PolicyStage(pool=pool):
+            return f"policy/{pool}"
+        case Assignment(experiment=experiment, pool=pool):
+            return f"assignment/{experiment}/{pool}"
+        case BreakerReset(pool=pool):
+            return f"breaker/{pool}"

@@ -1,0 +1,117 @@
+"""The current belief about the fleet, with the age and quality of what it rests on.
+
+Written by the observe stage only and compacted: the last value of a key is the whole truth.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import Meta
+
+from gpuloop.schemas.messages.base import Message, Part
+from gpuloop.schemas.messages.telemetry import Billing, Nodes, Tranche
+from gpuloop.schemas.units import Count, DurationUs, Name, Positive, Price, Ratio, TimeUs
+
+
+class Feature(Part, frozen=True, kw_only=True):
+    """A number, how long ago its newest input was true, and the share of inputs present."""
+
+    value: float | None
+    age_us: DurationUs
+    quality: Ratio
+
+
+class NodeState(Message, frozen=True, kw_only=True):
+    """A node as last heard of; `features` are means over its GPUs."""
+
+    TYPE: ClassVar[str] = "state.nodes"
+
+    node: Name
+    pool: Name
+    rack: Name
+    gpu_model: Name
+    billing: Billing
+    gpus: Count
+    event_time_us: TimeUs
+    boot: Count
+    seq: Count
+    features: dict[str, Feature]
+
+
+JobPhase = Literal["queued", "running", "finished", "failed", "cancelled"]
+
+
+class JobState(Message, frozen=True, kw_only=True):
+    """A job as last heard of."""
+
+    TYPE: ClassVar[str] = "state.jobs"
+
+    job: Name
+    pool: Name
+    tenant: Name
+    job_class: Name
+    phase: JobPhase
+    gpus: Count
+    nodes: Nodes
+    event_time_us: TimeUs
+    submitted_us: TimeUs
+    started_us: TimeUs | None
+    checkpointed_us: TimeUs | None
+    gpu_us_done: Count
+    attempt: Count
+    generation: Count
+    price_usd_micros_per_gpu_hour: Price
+
+
+class QueueState(Part, frozen=True, kw_only=True):
+    """Waiting work of one job class; `submitted_sum_us` makes the mean wait exact at any time."""
+
+    job_class: Name
+    jobs: Count
+    gpus: Count
+    oldest_submitted_us: TimeUs
+    submitted_sum_us: Count
+
+
+class ServiceState(Part, frozen=True, kw_only=True):
+    """The last window of one inference service."""
+
+    service: Name
+    gpus: Count
+    requests_per_second: Positive
+    utilisation: Ratio
+    first_token_p95_us: DurationUs
+    violated: bool
+    event_time_us: TimeUs
+
+
+class PoolState(Message, frozen=True, kw_only=True):
+    """One pool at one tick: the input of every decision about it.
+
+    `shards_reported` of `shards_expected` partial sums were fresh at `tick_us`; a partial that was
+    not is still summed and shows in the ages. `nodes_heard` counts nodes that sent within a minute.
+    """
+
+    TYPE: ClassVar[str] = "state.pools"
+
+    pool: Name
+    tick_us: TimeUs
+    gpu_model: str
+    gpus_per_node: Count
+    nodes_min: Count
+    nodes_max: Count
+    tranches: Annotated[tuple[Tranche, ...], Meta(max_length=2)]
+    capacity_age_us: DurationUs
+    quote_usd_micros_per_gpu_hour: Price
+    energy_usd_micros_per_kwh: Price
+    generations: dict[str, Count]
+    nodes_heard: Count
+    gpus_allocated: Count
+    running_jobs: Count
+    queues: Annotated[tuple[QueueState, ...], Meta(max_length=64)]
+    services: Annotated[tuple[ServiceState, ...], Meta(max_length=64)]
+    arrived_gpus: Count
+    arrived_jobs: Count
+    refused_jobs: Count
+    features: dict[str, Feature]
+    shards_reported: Count
+    shards_expected: Count

@@ -1,0 +1,243 @@
+"""What the fleet says about itself. Written by the world (twin, collectors), never by the loop.
+
+A sample carries its own event time and its source's `(boot, seq)`: boot rises when the source
+restarts and seq rises within a boot, so duplicates and reordering are recognisable anywhere.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import Meta
+
+from gpuloop.schemas.messages.base import Message, Part
+from gpuloop.schemas.units import (
+    MAX_GPUS_PER_NODE,
+    MAX_NODES_PER_JOB,
+    Count,
+    DurationUs,
+    Name,
+    Positive,
+    Price,
+    Ratio,
+    Text,
+    TimeUs,
+    WallUs,
+)
+
+Billing = Literal["on_demand", "spot"]
+BILLINGS: tuple[Billing, ...] = ("on_demand", "spot")
+
+_PerGpu = Meta(max_length=MAX_GPUS_PER_NODE)
+Ratios = Annotated[tuple[Ratio | None, ...], _PerGpu]
+Levels = Annotated[tuple[Positive | None, ...], _PerGpu]
+Celsius = Annotated[tuple[Annotated[float, Meta(ge=-50, le=200)] | None, ...], _PerGpu]
+Counters = Annotated[tuple[Count | None, ...], _PerGpu]
+Nodes = Annotated[tuple[Name, ...], Meta(max_length=MAX_NODES_PER_JOB)]
+
+
+class GpuSample(Message, frozen=True, kw_only=True):
+    """One node's GPUs at one instant; every array is in the order of `gpu_ids` or empty.
+
+    Field meanings and units follow NVML and DCGM: activity ratios are 0 to 1, `throttle_reasons`
+    is NVML's clock event bitmask, ECC counts are volatile counters since the driver loaded.
+    """
+
+    TYPE: ClassVar[str] = "telemetry.gpu"
+
+    node: Name
+    pool: Name
+    rack: Name
+    gpu_model: Name
+    billing: Billing
+    event_time_us: TimeUs
+    boot: Count
+    seq: Count
+    gpu_ids: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=MAX_GPUS_PER_NODE)]
+    utilisation: Ratios = ()
+    sm_active: Ratios = ()
+    tensor_active: Ratios = ()
+    memory_used: Ratios = ()
+    temperature_celsius: Celsius = ()
+    power_watts: Levels = ()
+    sm_clock_mhz: Levels = ()
+    throttle_reasons: Counters = ()
+    nvlink_bytes_per_second: Levels = ()
+    pcie_bytes_per_second: Levels = ()
+    ecc_corrected: Counters = ()
+    ecc_uncorrected: Counters = ()
+
+
+JobKind = Literal[
+    "submitted",
+    "started",
+    "progress",
+    "checkpointed",
+    "preempted",
+    "migrated",
+    "failed",
+    "finished",
+    "cancelled",
+]
+
+
+class JobEvent(Message, frozen=True, kw_only=True):
+    """Something that happened to a batch job.
+
+    `gpu_us_done` is useful work kept so far, `gpu_us_lost` what this event threw away; both are
+    GPU-microseconds. `generation` counts the migrations applied to the job.
+    """
+
+    TYPE: ClassVar[str] = "telemetry.jobs"
+
+    job: Name
+    kind: JobKind
+    pool: Name
+    tenant: Name
+    job_class: Name
+    event_time_us: TimeUs
+    boot: Count
+    seq: Count
+    gpus: Annotated[int, Meta(ge=1, le=MAX_GPUS_PER_NODE * MAX_NODES_PER_JOB)]
+    nodes: Nodes = ()
+    price_usd_micros_per_gpu_hour: Price = 0
+    submitted_us: TimeUs = 0
+    gpu_us_done: Count = 0
+    gpu_us_lost: Count = 0
+    attempt: Count = 0
+    generation: Count = 0
+    reason: Text = ""
+
+
+class ServiceSample(Message, frozen=True, kw_only=True):
+    """An inference service over the window that ends at `event_time_us`.
+
+    `first_token_*_us` are quantiles of the time to first token; `violated` says that the window's
+    p95 exceeded the service level, `revenue_usd_micros` is what its requests earned.
+    """
+
+    TYPE: ClassVar[str] = "telemetry.services"
+
+    service: Name
+    pool: Name
+    event_time_us: TimeUs
+    window_us: DurationUs
+    boot: Count
+    seq: Count
+    gpus: Count
+    requests_per_second: Positive
+    queue_depth: Positive
+    utilisation: Ratio
+    first_token_p50_us: DurationUs
+    first_token_p95_us: DurationUs
+    error_ratio: Ratio
+    violated: bool
+    revenue_usd_micros: Price
+
+
+class Tranche(Part, frozen=True, kw_only=True):
+    """Nodes of one pool rented under one kind of billing.
+
+    `pending_arrival_us` holds one expected arrival per node that was ordered and is not ready.
+    `usd_micros_per_node_hour` is charged from the moment a node is ready.
+    """
+
+    billing: Billing
+    nodes_ready: Count
+    pending_arrival_us: Annotated[tuple[TimeUs, ...], Meta(max_length=MAX_NODES_PER_JOB)] = ()
+    usd_micros_per_node_hour: Price = 0
+
+
+class ResourceSample(Message, frozen=True, kw_only=True):
+    """Load and capacity of something jobs depend on: rented GPUs, storage, network, databases.
+
+    For `kind="capacity"` the resource is the pool, `tranches` says what is rented, `quote` what
+    new work is offered at, and `generations` the last applied change per actuator.
+    """
+
+    TYPE: ClassVar[str] = "telemetry.resources"
+
+    resource: Name
+    kind: Literal["capacity", "storage", "network", "database"]
+    pool: Name
+    event_time_us: TimeUs
+    boot: Count
+    seq: Count
+    load: Ratio
+    capacity: Positive
+    latency_us: DurationUs = 0
+    gpu_model: str = ""
+    gpus_per_node: Count = 0
+    nodes_min: Count = 0
+    nodes_max: Count = 0
+    tranches: Annotated[tuple[Tranche, ...], Meta(max_length=len(BILLINGS))] = ()
+    quote_usd_micros_per_gpu_hour: Price = 0
+    energy_usd_micros_per_kwh: Price = 0
+    generations: dict[str, Count] = {}
+
+
+class TenantEvent(Message, frozen=True, kw_only=True):
+    """A tenant saw a quote and accepted or refused it, or cancelled accepted work."""
+
+    TYPE: ClassVar[str] = "telemetry.tenants"
+
+    tenant: Name
+    segment: Name
+    kind: Literal["accepted", "refused", "cancelled"]
+    job: Name
+    pool: Name
+    event_time_us: TimeUs
+    boot: Count
+    seq: Count
+    gpus: Count
+    quote_usd_micros_per_gpu_hour: Price
+
+
+class ClockAnchor(Message, frozen=True, kw_only=True):
+    """The fleet clock: fleet time = `anchor_us` + `speed` x (wall time - `anchor_wall_us`)."""
+
+    TYPE: ClassVar[str] = "telemetry.clock"
+
+    world: Name
+    anchor_us: TimeUs
+    anchor_wall_us: WallUs
+    speed: Annotated[float, Meta(ge=0.0, le=100_000.0)]
+
+
+FaultKind = Literal["xid", "thermal", "ecc", "lost", "reclaim_notice", "recovered"]
+
+
+class Fault(Message, frozen=True, kw_only=True):
+    """An edge: something broke, will be taken away at `deadline_us`, or came back.
+
+    `recovery_action` is NVML's: 0 none, 1 reset, 2 reboot, 3 drain peers, 4 drain and reset.
+    """
+
+    TYPE: ClassVar[str] = "telemetry.faults"
+
+    node: Name
+    pool: Name
+    kind: FaultKind
+    event_time_us: TimeUs
+    boot: Count
+    seq: Count
+    gpu_index: Count | None = None
+    xid: Count | None = None
+    recovery_action: Count | None = None
+    deadline_us: TimeUs | None = None
+    detail: Text = ""
+
+
+class Offer(Message, frozen=True, kw_only=True):
+    """What a provider asks for one GPU-hour, and for how long that may be believed."""
+
+    TYPE: ClassVar[str] = "market.offers"
+
+    provider: Name
+    region: Name
+    gpu_model: Name
+    billing: Billing
+    usd_micros_per_gpu_hour: Price
+    availability: Ratio
+    interruptions_per_node_hour: Positive = 0.0
+    fetched_at_us: TimeUs
+    valid_for_us: DurationUs
+    source: Text = ""

@@ -187,6 +187,8 @@ def _message_class(
 def _reason_of(error: str) -> DeadLetterReason:
     if "unknown field" in error:
         return "unknown_field"
+    if error.startswith("inconsistent"):
+        return "inconsistent"
     if any(word in error for word in (" >= ", " <= ", " length ", "regex", "out of range")):
         return "out_of_range"
     return "wrong_type"

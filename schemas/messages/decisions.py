@@ -50,10 +50,10 @@ class Decision(Message, frozen=True, kw_only=True):
     """What was seen, wished, allowed and done for one pool at one tick.
 
     Vectors named `*_action` are in the order of `dimensions`. `rule_action` and `executed_action`
-    are in the dimension's own unit (nodes, US dollars, share); `policy_action` is the learned offset
-    in [-1, 1] before `alpha` and exploration, `joint_action` after both: the wish that the envelope
-    received equals rule_action + joint_action x delta limit, and joint_action is what is learned
-    from. `observation` is raw, in the order of `feature_names` of the feature version.
+    are in the dimension's own unit (nodes, US dollars, share); `policy_action` is the learned
+    offset in [-1, 1] before `alpha` and exploration, `joint_action` after both: the wish that the
+    envelope received equals rule_action + joint_action x delta limit, and joint_action is what is
+    learned from. `observation` is raw, in the order of `feature_names` of the feature version.
     """
 
     TYPE: ClassVar[str] = "decisions"

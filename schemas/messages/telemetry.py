@@ -34,6 +34,22 @@ Counters = Annotated[tuple[Count | None, ...], _PerGpu]
 Nodes = Annotated[tuple[Name, ...], Meta(max_length=MAX_NODES_PER_JOB)]
 
 
+GPU_ARRAYS: tuple[str, ...] = (
+    "utilisation",
+    "sm_active",
+    "tensor_active",
+    "memory_used",
+    "temperature_celsius",
+    "power_watts",
+    "sm_clock_mhz",
+    "throttle_reasons",
+    "nvlink_bytes_per_second",
+    "pcie_bytes_per_second",
+    "ecc_corrected",
+    "ecc_uncorrected",
+)
+
+
 class GpuSample(Message, frozen=True, kw_only=True):
     """One node's GPUs at one instant; every array is in the order of `gpu_ids` or empty.
 
@@ -64,6 +80,14 @@ class GpuSample(Message, frozen=True, kw_only=True):
     pcie_bytes_per_second: Levels = ()
     ecc_corrected: Counters = ()
     ecc_uncorrected: Counters = ()
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not line up with `gpu_ids`."""
+        gpus = len(self.gpu_ids)
+        for name in GPU_ARRAYS:
+            length = len(getattr(self, name))
+            if length not in (0, gpus):
+                raise ValueError(f"inconsistent: {name} has {length} values for {gpus} GPUs")
 
 
 JobKind = Literal[
@@ -150,7 +174,8 @@ class ResourceSample(Message, frozen=True, kw_only=True):
     """Load and capacity of something jobs depend on: rented GPUs, storage, network, databases.
 
     For `kind="capacity"` the resource is the pool, `tranches` says what is rented, `quote` what
-    new work is offered at, and `generations` the last applied change per actuator.
+    new work is offered at, `power_watts` what it draws, and `generations` how many changes each
+    actuator has applied. Billing that the pool cannot use has no tranche.
     """
 
     TYPE: ClassVar[str] = "telemetry.resources"
@@ -171,6 +196,7 @@ class ResourceSample(Message, frozen=True, kw_only=True):
     tranches: Annotated[tuple[Tranche, ...], Meta(max_length=len(BILLINGS))] = ()
     quote_usd_micros_per_gpu_hour: Price = 0
     energy_usd_micros_per_kwh: Price = 0
+    power_watts: Positive = 0.0
     generations: dict[str, Count] = {}
 
 

@@ -78,12 +78,14 @@ def test_a_sample_survives_encoding(sample):
 
 @given(st.binary(max_size=300))
 def test_any_bytes_either_decode_or_raise_one_typed_error(value):
+    refused = set()
     for topic in CATALOGUE.values():
         for kind in topic.messages:
             try:
                 decode(record(value, topic=topic.name, type_=f"gpuloop.{kind.TYPE}".encode()))
             except BadInput as error:
-                assert error.reason in REASONS
+                refused.add(error.reason)
+    assert refused <= REASONS
 
 
 @settings(max_examples=50)
@@ -92,11 +94,13 @@ def test_a_cut_or_flipped_sample_never_raises_anything_else(sample, data):
     value = bytearray(msgspec.json.encode(sample))
     position = data.draw(st.integers(0, len(value) - 1))
     value[position] ^= data.draw(st.integers(1, 255))
+    refused = set()
     for mutant in (bytes(value), bytes(value[:position])):
         try:
             decode(record(mutant))
         except BadInput as error:
-            assert error.reason in REASONS
+            refused.add(error.reason)
+    assert refused <= REASONS
 
 
 GOOD = msgspec.json.decode(
@@ -173,9 +177,9 @@ def test_telemetry_tolerates_unknown_fields_and_commands_do_not():
     }
     accepted = decode(record(msgspec.json.encode(approval), topic="approvals", type_=None))
     assert isinstance(accepted, Approval)
+    misspelt = msgspec.json.encode({**approval, "aprove": False})
     with pytest.raises(BadInput) as refused:
-        value = msgspec.json.encode({**approval, "aprove": False})
-        decode(record(value, topic="approvals", type_=None))
+        decode(record(misspelt, topic="approvals", type_=None))
     assert refused.value.reason == "unknown_field"
 
 
@@ -192,9 +196,18 @@ def test_a_refused_record_is_kept_whole_in_chunks():
     assert letters[0].reason == "too_large"
 
 
+AT = 1_508_112_000_123_457
+
+
 def test_times_are_rendered_exactly():
     fault = Fault(
-        fleet="f", node="n", pool="p", kind="xid", event_time_us=1_508_112_000_123_457, boot=0, seq=0
+        fleet="f",
+        node="n",
+        pool="p",
+        kind="xid",
+        event_time_us=1_508_112_000_123_457,
+        boot=0,
+        seq=0,
     )
     encoded = encode(
         "telemetry.faults", "n", fault, event_id="e", source="s", time_us=fault.event_time_us

@@ -1,0 +1,118 @@
+"""Decisions and rewards, joined into transitions.
+
+A transition goes from a decision to the next one of the same pool, one control tick later; its
+reward is the ledger's flow in between. Anything else between the two (a missing tick, a new
+feature version, a censored window) is a gap: the transition is not made, and nothing is
+bootstrapped across it.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuloop.schemas.messages import Decision, Reward
+from gpuloop.schemas.policy import CONTROL_TICK_US, DIMENSIONS, FEATURE_NAMES, FEATURE_VERSION
+from gpuloop.schemas.units import USD_MICROS
+
+REWARD_SCALE_USD: Final = 10.0
+"""Dollars per unit of reward, frozen: about a pool's flow in one control tick."""
+
+CUT_PENALTY: Final = 0.02
+"""Units of reward per unit of squared distance between what was wished and what was let through.
+
+It belongs to the learner and is never booked: without it an actor drifts to the corners of the box,
+where the envelope makes all actions alike and the critic has nothing to tell them apart by."""
+
+MAX_PENDING: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One step of the control problem: float32 vectors, and the reward in units of its scale."""
+
+    observation: NDArray[np.float32]
+    action: NDArray[np.float32]
+    reward: float
+    next_observation: NDArray[np.float32]
+
+
+def reward_of(total_usd_micros: int, cut: NDArray[np.float32]) -> float:
+    """Return a transition's reward: scaled dollars less a penalty on what the envelope cut."""
+    usd = total_usd_micros / USD_MICROS
+    return usd / REWARD_SCALE_USD - CUT_PENALTY * float(np.square(cut).mean())
+
+
+def cut_of(decision: Decision) -> NDArray[np.float32]:
+    """Return how far, in delta limits, the envelope moved each dimension of the wish."""
+    rule, joint, executed, limit = (
+        np.asarray(vector, np.float32)
+        for vector in (
+            decision.rule_action,
+            decision.joint_action,
+            decision.executed_action,
+            decision.delta_limit,
+        )
+    )
+    safe = np.where(limit > 0, limit, 1.0)
+    cut = np.where(limit > 0, (rule + joint * limit - executed) / safe, 0.0)
+    return np.clip(cut, -1.0, 1.0).astype(np.float32)
+
+
+@dataclass
+class ExperienceJoin:
+    """Match decisions with rewards in whatever order they arrive; memory is bounded."""
+
+    decisions: OrderedDict[tuple[str, int], Decision] = field(default_factory=OrderedDict)
+    rewards: OrderedDict[str, Reward] = field(default_factory=OrderedDict)
+    skipped: int = 0
+
+    def decision(self, decision: Decision) -> list[Transition]:
+        """Take in a decision and return the transitions that it completes."""
+        if decision.level != "cluster" or decision.feature_version != FEATURE_VERSION:
+            return []
+        if len(decision.observation) != len(FEATURE_NAMES):
+            self.skipped += 1
+            return []
+        self.decisions[decision.pool, decision.tick_us] = decision
+        self._bound()
+        previous = self.decisions.get((decision.pool, decision.tick_us - CONTROL_TICK_US))
+        return [t for first in (previous, decision) if first for t in self._join(first)]
+
+    def reward(self, reward: Reward) -> list[Transition]:
+        """Take in a reward and return the transitions that it completes."""
+        self.rewards[reward.decision_id] = reward
+        self._bound()
+        first = self.decisions.get((reward.pool, reward.start_us))
+        return self._join(first) if first else []
+
+    def _join(self, first: Decision) -> list[Transition]:
+        reward = self.rewards.get(first.decision_id)
+        following = self.decisions.get((first.pool, first.tick_us + CONTROL_TICK_US))
+        if reward is None or following is None:
+            return []
+        del self.rewards[first.decision_id]
+        del self.decisions[first.pool, first.tick_us]
+        if reward.censored or reward.end_us - reward.start_us != CONTROL_TICK_US:
+            self.skipped += 1
+            return []
+        return [
+            Transition(
+                observation=np.asarray(first.observation, np.float32),
+                action=np.asarray(first.joint_action, np.float32),
+                reward=reward_of(reward.total_usd_micros, cut_of(first)),
+                next_observation=np.asarray(following.observation, np.float32),
+            )
+        ]
+
+    def _bound(self) -> None:
+        for pending in (self.decisions, self.rewards):
+            while len(pending) > MAX_PENDING:
+                pending.popitem(last=False)
+                self.skipped += 1
+
+
+ACTION_SIZE: Final = len(DIMENSIONS)
+OBSERVATION_SIZE: Final = len(FEATURE_NAMES)

@@ -1,0 +1,45 @@
+"""Every metric of every process, by name, in one registry of our own.
+
+A process shows those it touches; labels stay few and bounded (component, topic, reason).
+"""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+REGISTRY: Final = CollectorRegistry()
+
+
+def _counter(name: str, meaning: str, *labels: str) -> Counter:
+    return Counter(f"gpuloop_{name}", meaning, labels, registry=REGISTRY)
+
+
+RECORDS = _counter("records_total", "Records consumed.", "component", "topic")
+OUTPUTS = _counter("outputs_total", "Records written and acknowledged.", "component", "topic")
+DEAD_LETTERS = _counter("dead_letters_total", "Records refused.", "component", "reason")
+CUTS = _counter("cuts_total", "Cuts executed.", "component")
+TICKS_SKIPPED = _counter("ticks_skipped_total", "Ticks dropped after a jump.", "component")
+SNAPSHOTS = _counter("snapshots_total", "Snapshots written.", "component")
+REPLAY_MISMATCHES = _counter(
+    "replay_mismatches_total", "Re-executed cuts whose outputs differ.", "component"
+)
+REANCHORED = _counter("clock_reanchored_total", "Times the world fell behind its clock.")
+STEP_SECONDS = Histogram(
+    "gpuloop_step_seconds",
+    "Wall time of one cut, from records to acknowledged outputs.",
+    ("component",),
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    registry=REGISTRY,
+)
+FLEET_TIME = Gauge(
+    "gpuloop_fleet_time_seconds", "Fleet clock of the last cut.", ("component",), registry=REGISTRY
+)
+POSITION = Gauge(
+    "gpuloop_position", "Next offset to consume.", ("component", "partition"), registry=REGISTRY
+)
+READY = Gauge("gpuloop_ready", "1 when the service says it is ready.", registry=REGISTRY)
+
+
+def exposition() -> bytes:
+    """Return all metrics in Prometheus' text format."""
+    return generate_latest(REGISTRY)

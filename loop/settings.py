@@ -1,0 +1,159 @@
+"""Settings of every process, and the only module that reads the environment.
+
+A process is started with `GPULOOP_*` variables and nothing else. They are read once, checked
+against the types below, and frozen; a name that is not listed here is refused, because a misspelt
+limit must not silently become its default.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gpuloop.schemas.units import SECOND_US, Count, Name
+
+PREFIX: Final = "GPULOOP_"
+LISTS: Final = frozenset({"trusted_keys"})
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+def _about(description: str) -> Meta:
+    return Meta(description=description)
+
+
+class SettingsError(ValueError):
+    """The environment does not describe a process that could run; the message says which part."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a process is told at start. Field `x` is read from `GPULOOP_X`."""
+
+    bootstrap_servers: Annotated[str, _about("Kafka's first addresses, host:port,...")] = (
+        "127.0.0.1:9092"
+    )
+    kafka_config: Annotated[
+        Path | None, _about("file of librdkafka properties, key=value: TLS, SASL, ...")
+    ] = None
+    topic_prefix: Annotated[
+        str,
+        Meta(pattern=r"^[A-Za-z0-9._-]{0,100}$"),
+        _about("put before every topic name, for clusters shared with others"),
+    ] = ""
+    fleet: Annotated[Name, _about("the fleet served; messages of another are refused")] = "local"
+    replica: Annotated[Name, _about("name of this copy of a process, stable over restarts")] = (
+        "main"
+    )
+    state_dir: Annotated[Path, _about("where a process keeps what must survive it")] = Path(
+        ".gpuloop"
+    )
+    http_host: Annotated[str, _about("address of /health and /metrics")] = "127.0.0.1"
+    http_port: Annotated[Port, _about("port of /health and /metrics; 0 takes a free one")] = 0
+    traces: Annotated[Path | None, _about("folder of public traces; unset: generated load")] = None
+    workload: Annotated[str, _about("what the twin runs; empty: the trace, else generated")] = ""
+    start: Annotated[datetime, _about("fleet time at which a fresh twin begins (ISO 8601)")] = (
+        datetime(2017, 10, 16, tzinfo=UTC)
+    )
+    speed: Annotated[
+        float,
+        Meta(gt=0, le=100_000),
+        _about("seconds of fleet time per second of wall time, twin only"),
+    ] = 60.0
+    seed: Annotated[Count, _about("root of all random draws")] = 0
+    postgres_dsn: Annotated[str, _about("PostgreSQL or TimescaleDB; empty: none")] = ""
+    clickhouse_url: Annotated[str, _about("a ClickHouse server; empty: the embedded engine")] = ""
+    trusted_keys: Annotated[
+        tuple[str, ...],
+        _about("Ed25519 public keys (hex, comma-separated) whose policies are loaded"),
+    ] = ()
+    snapshot_seconds: Annotated[
+        float, Meta(gt=0), _about("wall seconds between two snapshots of a component")
+    ] = 60.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], _about("least severe line")
+    ] = "info"
+
+    @property
+    def start_us(self) -> int:
+        """Return the fleet time at which a fresh twin begins, in microseconds."""
+        moment = self.start if self.start.tzinfo else self.start.replace(tzinfo=UTC)
+        return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()) * SECOND_US
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Return the settings in `environ`, by default this process's environment.
+
+        Raises:
+            SettingsError: a value does not fit, or a `GPULOOP_*` name is unknown.
+
+        """
+        found = os.environ if environ is None else environ
+        raw: dict[str, Any] = {}
+        for name, value in found.items():
+            if not name.startswith(PREFIX) or value == "":
+                continue
+            field = name.removeprefix(PREFIX).lower()
+            raw[field] = [v.strip() for v in value.split(",")] if field in LISTS else value
+        try:
+            return msgspec.convert(raw, cls, strict=False, dec_hook=_path)
+        except msgspec.ValidationError as error:
+            raise SettingsError(_in_the_readers_words(str(error))) from None
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that say what differs from the defaults, for a child process."""
+        return {
+            PREFIX + field.name.upper(): _text(getattr(self, field.name))
+            for field in msgspec.structs.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+
+
+def variables() -> Iterator[tuple[str, str, str]]:
+    """Yield name, default and meaning of every variable, for documentation."""
+    hints = msgspec.inspect.type_info(Settings)
+    assert isinstance(hints, msgspec.inspect.StructType)
+    for field in hints.fields:
+        described = field.type
+        schema = (
+            described.extra_json_schema if isinstance(described, msgspec.inspect.Metadata) else None
+        )
+        meaning = str((schema or {}).get("description", ""))
+        yield PREFIX + field.name.upper(), _text(field.default), meaning
+
+
+def _path(kind: type, value: Any) -> Any:
+    if kind is Path:
+        return Path(value)
+    raise NotImplementedError(f"settings cannot hold {kind}")
+
+
+def _text(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case tuple():
+            return ",".join(value)
+        case datetime():
+            return value.isoformat()
+        case _:
+            return str(value)
+
+
+def _in_the_readers_words(error: str) -> str:
+    """Turn msgspec's `$.http_port` and `unknown field `x`` into variable names."""
+    error = error.replace("Object contains unknown field", "unknown setting")
+    for word in sorted(set(_fields_named(error)), key=len, reverse=True):
+        error = error.replace(word, PREFIX + word.removeprefix("$.").upper())
+    return error
+
+
+def _fields_named(error: str) -> Iterator[str]:
+    for word in error.split("`"):
+        if word.startswith("$."):
+            yield word.split("[")[0]
+        elif word.isidentifier() and word.islower() and error.startswith("unknown setting"):
+            yield word

@@ -1,0 +1,103 @@
+"""What a shell needs of a log of records, and nothing that only one broker can do.
+
+Topics are named as in the catalogue; a prefix is the implementation's business. Positions are
+always explicit: no shell relies on a group's committed offsets to know where it was. Two
+implementations, in memory and Kafka, are held to one contract by `tests/contract`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from gpuloop.schemas.codec import Encoded, Record
+
+
+class Partition(NamedTuple):
+    """One partition of a topic of the catalogue."""
+
+    topic: str
+    number: int
+
+    def __str__(self) -> str:
+        """Return `topic/number`, which `parse` reads."""
+        return f"{self.topic}/{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Partition":
+        """Return the partition written as `topic/number`."""
+        topic, _, number = text.rpartition("/")
+        return cls(topic, int(number))
+
+
+class Placed(NamedTuple):
+    """Where a record was written."""
+
+    partition: Partition
+    offset: int
+
+
+class BrokerError(RuntimeError):
+    """The broker did not do what was asked; whether a write took place is unknown."""
+
+
+class PositionLost(BrokerError):
+    """A position lies outside what the topic still holds: input has expired or was deleted."""
+
+
+class Consumer(Protocol):
+    """A reader of some partitions from explicit positions, in offset order per partition."""
+
+    def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
+        """Return up to `max_records` records, as they arrived; none when `timeout_s` passed.
+
+        Raises:
+            PositionLost: a position is outside its partition.
+            BrokerError: the broker cannot be read.
+
+        """
+        ...
+
+    def commit(self, positions: Mapping[Partition, int]) -> None:
+        """Make positions visible to tools as the group's offsets; nothing else reads them."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the partitions."""
+        ...
+
+
+class Broker(Protocol):
+    """A log of records by topic and partition."""
+
+    def produce(self, records: Sequence[Encoded]) -> list[Placed]:
+        """Write records in order and return when every one of them is acknowledged.
+
+        Raises:
+            BrokerError: not all were acknowledged; any of them may have been written.
+
+        """
+        ...
+
+    def consumer(self, positions: Mapping[Partition, int], *, group: str = "") -> Consumer:
+        """Return a reader that starts at `positions`; `group` only labels it for tools."""
+        ...
+
+    def partitions(self, topic: str) -> list[Partition]:
+        """Return a topic's partitions; raises `BrokerError` when there is no such topic."""
+        ...
+
+    def beginnings(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Return the first offset that each partition still holds."""
+        ...
+
+    def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Return the offset that each partition's next record will get."""
+        ...
+
+    def close(self) -> None:
+        """Release connections; unacknowledged writes are given up."""
+        ...
+
+
+def starts(broker: Broker, topics: Sequence[str]) -> dict[Partition, int]:
+    """Return the beginning of every partition of `topics`."""
+    return broker.beginnings([part for topic in topics for part in broker.partitions(topic)])

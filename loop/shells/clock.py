@@ -1,0 +1,71 @@
+"""The wall clock and the fleet clock; no other file reads either.
+
+Wall time drives leases, retries and people. Fleet time is what components see: the world publishes
+an anchor and a speed, and everything between two anchors follows from wall time. It advances
+without events, so that silence ages.
+"""
+
+import threading
+import time
+from typing import Final
+
+from gpuloop.schemas.messages import ClockAnchor
+from gpuloop.schemas.units import SECOND_US
+
+
+def wall_us() -> int:
+    """Return wall time in microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def monotonic_us() -> int:
+    """Return microseconds of a clock that never steps, for measuring waits."""
+    return time.monotonic_ns() // 1000
+
+
+class FleetClock:
+    """Fleet time from the newest anchor; within one world it never runs backwards."""
+
+    def __init__(self, anchor: ClockAnchor) -> None:
+        self._anchor: Final = anchor
+        self._floor_us = 0
+
+    @property
+    def anchor(self) -> ClockAnchor:
+        """Return the anchor this clock follows."""
+        return self._anchor
+
+    def now_us(self, wall: int) -> int:
+        """Return fleet time at wall time `wall` (microseconds)."""
+        elapsed = max(wall - self._anchor.anchor_wall_us, 0)
+        now = self._anchor.anchor_us + round(self._anchor.speed * elapsed)
+        self._floor_us = max(now, self._floor_us)
+        return self._floor_us
+
+    def wall_at(self, fleet_us: int) -> int:
+        """Return the wall time at which fleet time reaches `fleet_us`; far away if it stands."""
+        anchor = self._anchor
+        if anchor.speed <= 0.0:
+            return anchor.anchor_wall_us + 10**15
+        return anchor.anchor_wall_us + round((fleet_us - anchor.anchor_us) / anchor.speed)
+
+    def follow(self, anchor: ClockAnchor) -> "FleetClock":
+        """Return the clock under a newer anchor; a new world starts at its own time."""
+        clock = FleetClock(anchor)
+        if anchor.world == self._anchor.world:
+            clock._floor_us = self._floor_us
+        return clock
+
+
+class Pace:
+    """Wakes its caller every `every_us` of wall time without drifting, or at once when late."""
+
+    def __init__(self, every_us: int) -> None:
+        self._every_us: Final = every_us
+        self._next_us = monotonic_us() + every_us
+
+    def wait(self, stop: threading.Event) -> bool:
+        """Wait for the next beat; return False when `stop` was set meanwhile."""
+        late = monotonic_us() - self._next_us
+        self._next_us += self._every_us * (1 + max(late, 0) // self._every_us)
+        return not stop.wait(max(-late, 0) / SECOND_US)

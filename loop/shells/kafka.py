@@ -1,0 +1,280 @@
+"""Kafka as a broker, through librdkafka.
+
+Writes are idempotent, awaited and placed by `murmur2_random`, so that a key lands on the same
+partition whoever writes it. Reads are manual assignments from explicit positions; a position that
+the topic no longer holds is an error, never a silent jump.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import confluent_kafka as ck
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from gpuloop.loop.shells.broker import BrokerError, Partition, Placed, PositionLost
+from gpuloop.loop.shells.clock import monotonic_us
+from gpuloop.schemas.catalogue import Topic
+from gpuloop.schemas.codec import Encoded, Headers, Record
+from gpuloop.schemas.units import SECOND_US
+
+ACK_TIMEOUT_S: Final = 30.0
+METADATA_TIMEOUT_S: Final = 10.0
+LINGER_S: Final = 0.01
+
+Properties = dict[str, str | int | float | bool]
+
+_PRODUCER: Final[Properties] = {
+    "enable.idempotence": True,
+    "acks": "all",
+    "partitioner": "murmur2_random",
+    "compression.type": "zstd",
+    "linger.ms": 2,
+    "message.max.bytes": 1_048_576,
+    "queue.buffering.max.messages": 50_000,
+    "queue.buffering.max.kbytes": 65_536,
+    "delivery.timeout.ms": int(ACK_TIMEOUT_S * 1000),
+}
+_CONSUMER: Final[Properties] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "error",
+    "fetch.wait.max.ms": 50,
+    "fetch.max.bytes": 8_388_608,
+    "max.partition.fetch.bytes": 1_048_576,
+    "queued.max.messages.kbytes": 16_384,
+    "queued.min.messages": 5_000,
+}
+_LOST: Final = frozenset({ck.KafkaError._AUTO_OFFSET_RESET, ck.KafkaError.OFFSET_OUT_OF_RANGE})
+_FATAL: Final = frozenset(
+    {
+        ck.KafkaError._FATAL,
+        ck.KafkaError._AUTHENTICATION,
+        ck.KafkaError.UNKNOWN_TOPIC_OR_PART,
+        ck.KafkaError._UNKNOWN_TOPIC,
+        ck.KafkaError._UNKNOWN_PARTITION,
+        ck.KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        ck.KafkaError.GROUP_AUTHORIZATION_FAILED,
+    }
+)
+
+
+class KafkaBroker:
+    """A Kafka cluster, seen under a topic prefix; threads may share it, but not its consumers."""
+
+    def __init__(
+        self, bootstrap_servers: str, *, prefix: str = "", config: Path | None = None
+    ) -> None:
+        self._common: Final[Properties] = {
+            "bootstrap.servers": bootstrap_servers,
+            "client.id": "gpuloop",
+            "log.connection.close": False,
+            **_properties(config),
+        }
+        self._prefix: Final = prefix
+        self._lock: Final = threading.Lock()
+        self._lazy_producer: ck.Producer | None = None
+        self._lazy_metadata: ck.Consumer | None = None
+
+    def produce(self, records: Sequence[Encoded]) -> list[Placed]:
+        """Write records in order and return when every one of them is acknowledged."""
+        with self._lock:
+            return self._produce(records)
+
+    def _produce(self, records: Sequence[Encoded]) -> list[Placed]:
+        producer = self._producer()
+        placed: list[Placed | None] = [None] * len(records)
+        failed: list[str] = []
+
+        def acknowledge(index: int) -> Callable[[ck.KafkaError | None, ck.Message], None]:
+            def on_delivery(error: ck.KafkaError | None, message: ck.Message) -> None:
+                topic = records[index].topic
+                if error is not None:
+                    failed.append(f"{topic}: {error.str()}")
+                    return
+                at = Partition(topic, message.partition() or 0)
+                placed[index] = Placed(at, message.offset() or 0)
+
+            return on_delivery
+
+        deadline = monotonic_us() + round((ACK_TIMEOUT_S + 5) * SECOND_US)
+        for index, record in enumerate(records):
+            while True:
+                try:
+                    producer.produce(
+                        self._prefix + record.topic,
+                        value=record.value,
+                        key=record.key,
+                        headers=list(record.headers),
+                        partition=-1 if record.partition is None else record.partition,
+                        on_delivery=acknowledge(index),
+                    )
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+                    if monotonic_us() > deadline:
+                        raise BrokerError("the producer's queue stayed full") from None
+                except ck.KafkaException as error:
+                    raise BrokerError(f"{record.topic}: {error.args[0].str()}") from None
+        while None in placed and not failed and monotonic_us() < deadline:
+            producer.poll(0.1)
+        if failed:
+            raise BrokerError(f"{len(failed)} of {len(records)} writes failed: {failed[0]}")
+        done = [place for place in placed if place is not None]
+        if len(done) != len(records):
+            raise BrokerError(f"{len(records) - len(done)} writes were not acknowledged in time")
+        return done
+
+    def consumer(self, positions: Mapping[Partition, int], *, group: str = "") -> "KafkaConsumer":
+        """Return a reader that starts at `positions`; `group` only labels it for tools."""
+        settings = {**self._common, **_CONSUMER, "group.id": group or "gpuloop-reader"}
+        reader = ck.Consumer(settings)
+        reader.assign(
+            [ck.TopicPartition(self._prefix + p.topic, p.number, at) for p, at in positions.items()]
+        )
+        return KafkaConsumer(reader, prefix=self._prefix)
+
+    def partitions(self, topic: str) -> list[Partition]:
+        """Return a topic's partitions; raises `BrokerError` when there is no such topic."""
+        name = self._prefix + topic
+        with self._lock:
+            try:
+                found = self._metadata().list_topics(name, timeout=METADATA_TIMEOUT_S).topics[name]
+            except ck.KafkaException as error:
+                raise BrokerError(f"no answer about topic {name}: {error.args[0].str()}") from None
+        if found.error is not None:
+            raise BrokerError(f"topic {name}: {found.error.str()}")
+        return [Partition(topic, number) for number in sorted(found.partitions)]
+
+    def beginnings(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Return the first offset that each partition still holds."""
+        return {part: self._watermarks(part)[0] for part in partitions}
+
+    def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Return the offset that each partition's next record will get."""
+        return {part: self._watermarks(part)[1] for part in partitions}
+
+    def create(self, topics: Iterable[Topic], *, replication: int = 1) -> list[str]:
+        """Create the topics that do not exist yet; return their names."""
+        admin = AdminClient(self._common)
+        present = set(admin.list_topics(timeout=METADATA_TIMEOUT_S).topics)
+        wanted = [
+            NewTopic(
+                self._prefix + topic.name,
+                num_partitions=topic.partitions,
+                replication_factor=replication,
+                config=topic.config,
+            )
+            for topic in topics
+            if self._prefix + topic.name not in present
+        ]
+        if not wanted:
+            return []
+        for name, future in admin.create_topics(wanted).items():
+            try:
+                future.result(METADATA_TIMEOUT_S)
+            except ck.KafkaException as error:
+                if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise BrokerError(f"topic {name}: {error.args[0].str()}") from None
+        return [topic.topic for topic in wanted]
+
+    def close(self) -> None:
+        """Release connections; unacknowledged writes are given up."""
+        with self._lock:
+            if self._lazy_producer is not None:
+                self._lazy_producer.purge()
+                self._lazy_producer.flush(1.0)
+                self._lazy_producer = None
+            if self._lazy_metadata is not None:
+                self._lazy_metadata.close()
+                self._lazy_metadata = None
+
+    def _watermarks(self, part: Partition) -> tuple[int, int]:
+        at = ck.TopicPartition(self._prefix + part.topic, part.number)
+        with self._lock:
+            try:
+                found = self._metadata().get_watermark_offsets(at, timeout=METADATA_TIMEOUT_S)
+            except ck.KafkaException as error:
+                raise BrokerError(f"{part}: {error.args[0].str()}") from None
+        if found is None:
+            raise BrokerError(f"{part}: no answer within {METADATA_TIMEOUT_S:.0f} s")
+        low, high = found
+        return low, high
+
+    def _producer(self) -> ck.Producer:
+        if self._lazy_producer is None:
+            self._lazy_producer = ck.Producer({**self._common, **_PRODUCER})
+        return self._lazy_producer
+
+    def _metadata(self) -> ck.Consumer:
+        if self._lazy_metadata is None:
+            self._lazy_metadata = ck.Consumer({**self._common, "group.id": "gpuloop-metadata"})
+        return self._lazy_metadata
+
+
+class KafkaConsumer:
+    """A reader of assigned partitions; not to be shared between threads."""
+
+    def __init__(self, reader: ck.Consumer, *, prefix: str) -> None:
+        self._reader: Final = reader
+        self._prefix: Final = prefix
+
+    def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
+        """Return up to `max_records` records, as they arrived; none when `timeout_s` passed."""
+        messages = self._reader.consume(1, timeout_s)
+        if messages and max_records > 1:
+            messages += self._reader.consume(max_records - 1, LINGER_S)
+        return [record for message in messages if (record := self._record(message)) is not None]
+
+    def commit(self, positions: Mapping[Partition, int]) -> None:
+        """Make positions visible to tools as the group's offsets; nothing else reads them."""
+        offsets = [
+            ck.TopicPartition(self._prefix + part.topic, part.number, at)
+            for part, at in positions.items()
+        ]
+        if offsets:
+            self._reader.commit(offsets=offsets, asynchronous=True)
+
+    def close(self) -> None:
+        """Let go of the partitions."""
+        self._reader.close()
+
+    def _record(self, message: ck.Message) -> Record | None:
+        error = message.error()
+        if error is not None:
+            if error.code() in _LOST:
+                raise PositionLost(f"{message.topic()}: {error.str()}")
+            if error.fatal() or error.code() in _FATAL:
+                raise BrokerError(f"{message.topic()}: {error.str()}")
+            return None  # librdkafka retries what is left: connections, leaders, throttling.
+        kind, stamp = message.timestamp()
+        return Record(
+            topic=(message.topic() or "").removeprefix(self._prefix),
+            partition=message.partition() or 0,
+            offset=message.offset() or 0,
+            timestamp_ms=stamp if kind != ck.TIMESTAMP_NOT_AVAILABLE else 0,
+            key=_bytes(message.key()),
+            headers=_headers(message),
+            value=_bytes(message.value()),
+        )
+
+
+def _headers(message: ck.Message) -> Headers:
+    headers = message.headers() or []
+    pairs = headers.items() if isinstance(headers, dict) else headers
+    return tuple((name, _bytes(value) or b"") for name, value in pairs)
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _properties(path: Path | None) -> dict[str, str]:
+    """Return the librdkafka properties in a file: `key=value` lines, `#` starts a comment."""
+    if path is None:
+        return {}
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    pairs = [line.split("=", 1) for line in lines if "=" in line and not line.startswith("#")]
+    return {pair[0].strip(): pair[1].strip() for pair in pairs}

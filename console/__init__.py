@@ -1,0 +1,1 @@
+"""What people see: the northbound HTTP API and the web console."""

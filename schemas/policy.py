@@ -5,9 +5,17 @@ build them with the same code, so a policy cannot tell the two apart. A change i
 of a feature is a new `FEATURE_VERSION`, and a policy made for another version is not loaded.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpuloop.schemas.units import MINUTE_US
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 CONTROL_TICK_US: Final = MINUTE_US
 EPOCH_US: Final = 15 * MINUTE_US
@@ -65,3 +73,58 @@ FEATURE_NAMES: Final[tuple[str, ...]] = (
     "capacity_age_ratio",
     "telemetry_quality",
 )
+
+FORECAST_HORIZONS_US: Final = (15 * MINUTE_US, 30 * MINUTE_US, 60 * MINUTE_US)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolBatch:
+    """What rule, actor and guards see of n pools; the first axis of every array is the pool.
+
+    Actions and bounds are (n, 4) in the order and units of `DIMENSIONS`; a pair of columns is
+    (on demand, spot). `present` counts nodes that are ready or ordered, so an order is not placed
+    twice. Nothing here is missing: what is unknown stands at its neutral value with quality 0, and
+    the `fresh` flags say what may be acted on.
+    """
+
+    pools: tuple[str, ...]
+    tick_us: Integers
+    observation: Floats
+    ages_us: Integers
+    quality: Floats
+    present: Floats
+    low: Floats
+    high: Floats
+    delta: Floats
+    rule: Floats
+    ready_nodes: Floats
+    nodes_min: Floats
+    nodes_max: Floats
+    gpus_per_node: Floats
+    gpus_allocated: Floats
+    gpus_queued: Floats
+    gpus_demanded_peak: Floats
+    """The largest demand within the rule's window, so that hysteresis needs no memory."""
+    forecast_gpus: Floats
+    """(n, 3 horizons, 3 quantiles p10 p50 p90); the present demand where no model is trusted."""
+    forecast_trusted: Flags
+    running_jobs: Floats
+    jobs_at_risk: Floats
+    """Jobs on nodes that are suspected of failing."""
+    node_cost: Floats
+    """(n, 2) US dollars per node-hour; infinite where that billing is not on offer."""
+    market_price: Floats
+    """US dollars that the market asks for one GPU-hour; NaN where unknown."""
+    interruptions: Floats
+    """Reclaims per spot node-hour."""
+    budget: Floats
+    """US dollars per hour the pool may cost; infinite where only `nodes_max` bounds it."""
+    fleet: Integers
+    fleet_budget: Floats
+    """Rows with the same `fleet` number share this budget in US dollars per hour."""
+    utilisation_target: Floats
+    capacity_fresh: Flags
+    demand_fresh: Flags
+    telemetry_fresh: Flags
+    market_fresh: Flags
+    price_epoch: Flags

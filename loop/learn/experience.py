@@ -39,6 +39,10 @@ class Transition:
     next_observation: NDArray[np.float32]
 
 
+Made = tuple[tuple[int, str], Transition]
+"""A transition under its tick and pool, which order experience whatever order it arrived in."""
+
+
 def reward_of(total_usd_micros: int, cut: NDArray[np.float32]) -> float:
     """Return a transition's reward: scaled dollars less a penalty on what the envelope cut."""
     usd = total_usd_micros / USD_MICROS
@@ -69,7 +73,7 @@ class ExperienceJoin:
     rewards: OrderedDict[str, Reward] = field(default_factory=OrderedDict)
     skipped: int = 0
 
-    def decision(self, decision: Decision) -> list[Transition]:
+    def decision(self, decision: Decision) -> list[Made]:
         """Take in a decision and return the transitions that it completes."""
         if decision.level != "cluster" or decision.feature_version != FEATURE_VERSION:
             return []
@@ -81,14 +85,14 @@ class ExperienceJoin:
         previous = self.decisions.get((decision.pool, decision.tick_us - CONTROL_TICK_US))
         return [t for first in (previous, decision) if first for t in self._join(first)]
 
-    def reward(self, reward: Reward) -> list[Transition]:
+    def reward(self, reward: Reward) -> list[Made]:
         """Take in a reward and return the transitions that it completes."""
         self.rewards[reward.decision_id] = reward
         self._bound()
         first = self.decisions.get((reward.pool, reward.start_us))
         return self._join(first) if first else []
 
-    def _join(self, first: Decision) -> list[Transition]:
+    def _join(self, first: Decision) -> list[Made]:
         reward = self.rewards.get(first.decision_id)
         following = self.decisions.get((first.pool, first.tick_us + CONTROL_TICK_US))
         if reward is None or following is None:
@@ -98,14 +102,13 @@ class ExperienceJoin:
         if reward.censored or reward.end_us - reward.start_us != CONTROL_TICK_US:
             self.skipped += 1
             return []
-        return [
-            Transition(
-                observation=np.asarray(first.observation, np.float32),
-                action=np.asarray(first.joint_action, np.float32),
-                reward=reward_of(reward.total_usd_micros, cut_of(first)),
-                next_observation=np.asarray(following.observation, np.float32),
-            )
-        ]
+        made = Transition(
+            observation=np.asarray(first.observation, np.float32),
+            action=np.asarray(first.joint_action, np.float32),
+            reward=reward_of(reward.total_usd_micros, cut_of(first)),
+            next_observation=np.asarray(following.observation, np.float32),
+        )
+        return [((first.tick_us, first.pool), made)]
 
     def _bound(self) -> None:
         for pending in (self.decisions, self.rewards):

@@ -80,7 +80,7 @@ def joined(messages):
     found = []
     for message in messages:
         take = join.decision if isinstance(message, Decision) else join.reward
-        found += take(message)
+        found += [transition for _, transition in take(message)]
     return join, found
 
 

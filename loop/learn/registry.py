@@ -1,0 +1,148 @@
+"""Where policies live: two compacted topics, and the one that ships with the project.
+
+A version is immutable and signed; its weights stand on `policies.weights` under their SHA-256 and
+are written first, so that whoever sees a version finds its weights. Nothing here deploys anything:
+a stage is set by a person on `controls`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gpuloop.loop.evaluate.keys import sign_policy
+from gpuloop.loop.shells.broker import Broker, starts
+from gpuloop.schemas.codec import BadInput, decode, encode, encode_binary
+from gpuloop.schemas.identity import derived_event_id
+from gpuloop.schemas.messages import PolicyVersion
+from gpuloop.schemas.messages.learning import ActorSpec, Normaliser, OffsetRange
+from gpuloop.schemas.policy import DIMENSIONS, FEATURE_VERSION
+
+SHIPPED: Final = Path(__file__).resolve().parent / "shipped"
+MAX_WEIGHTS_BYTES: Final = 900_000
+
+
+def weights_digest(weights: bytes) -> str:
+    """Return the digest under which weights are stored."""
+    return hashlib.sha256(weights).hexdigest()
+
+
+def describe(
+    *,
+    fleet: str,
+    algorithm: str,
+    version: int,
+    parent: str,
+    created_wall_us: int,
+    actor: ActorSpec,
+    normaliser: Normaliser,
+    weights: bytes,
+    seed: int,
+    config: dict[str, float | int | str | bool],
+    trained_on: Sequence[OffsetRange] = (),
+    alpha: float = 0.0,
+    gate: dict[str, float] | None = None,
+    summary: str,
+) -> PolicyVersion:
+    """Return the unsigned version of some weights; its id follows from them.
+
+    Raises:
+        ValueError: the weights are too large for a record.
+    """
+    if len(weights) > MAX_WEIGHTS_BYTES:
+        raise ValueError(f"{len(weights)} bytes of weights, at most {MAX_WEIGHTS_BYTES}")
+    digest = weights_digest(weights)
+    return msgspec.convert(
+        {
+            "fleet": fleet,
+            "policy_id": f"{algorithm}-{version}-{digest[:12]}",
+            "algorithm": algorithm,
+            "version": version,
+            "parent": parent,
+            "created_wall_us": created_wall_us,
+            "feature_version": FEATURE_VERSION,
+            "dimensions": DIMENSIONS,
+            "actor": actor,
+            "normaliser": normaliser,
+            "weights_digest": digest,
+            "alpha": alpha,
+            "seed": seed,
+            "config": config,
+            "trained_on": tuple(trained_on),
+            "gate": gate or {},
+            "summary": summary,
+        },
+        PolicyVersion,
+    )
+
+
+def publish(
+    broker: Broker, version: PolicyVersion, weights: bytes, key: Ed25519PrivateKey
+) -> PolicyVersion:
+    """Sign a version, write its weights and then itself, and return it once both are durable."""
+    signed = sign_policy(version, key)
+    source = f"gpuloop/{version.fleet}/learner"
+    broker.produce(
+        [encode_binary("policies.weights", version.weights_digest, weights, source=source)]
+    )
+    broker.produce(
+        [
+            encode(
+                "policies",
+                version.policy_id,
+                signed,
+                event_id=derived_event_id("policies", [version.policy_id]),
+                source=source,
+            )
+        ]
+    )
+    return signed
+
+
+def published(broker: Broker) -> list[PolicyVersion]:
+    """Return every version on the topic, oldest first; what does not decode is passed over."""
+    found: dict[str, PolicyVersion] = {}
+    begin = starts(broker, ["policies"])
+    ends = broker.ends(list(begin))
+    left = sum(ends.values()) - sum(begin.values())
+    consumer = broker.consumer(begin)
+    try:
+        while left > 0 and (records := consumer.poll(max_records=500, timeout_s=5.0)):
+            for record in records:
+                left -= 1
+                try:
+                    message = decode(record)
+                except BadInput:
+                    continue
+                if isinstance(message, PolicyVersion):
+                    found[message.policy_id] = message
+    finally:
+        consumer.close()
+    return sorted(found.values(), key=lambda v: (v.version, v.policy_id))
+
+
+def shipped() -> tuple[PolicyVersion, bytes] | None:
+    """Return the policy that comes with the project, unsigned, or None where there is none.
+
+    Raises:
+        ValueError: the weights are not the ones the manifest names.
+    """
+    manifest, weights_file = SHIPPED / "policy.json", SHIPPED / "actor.safetensors"
+    if not manifest.exists():
+        return None
+    version = msgspec.json.decode(manifest.read_bytes(), type=PolicyVersion)
+    weights = weights_file.read_bytes()
+    if weights_digest(weights) != version.weights_digest:
+        raise ValueError(f"{weights_file} is not what {manifest.name} describes")
+    return version, weights
+
+
+def store(folder: Path, version: PolicyVersion, weights: bytes) -> None:
+    """Write a version as two files: a readable manifest and its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = msgspec.json.format(msgspec.json.encode(version), indent=2)
+    (folder / "policy.json").write_bytes(text + b"\n")
+    (folder / "actor.safetensors").write_bytes(weights)

@@ -1,0 +1,126 @@
+"""A training round on recorded experience: a pure function of offsets, seed and configuration.
+
+Experience is whatever `decisions` and `rewards` hold up to a cut, in an order of its own (tick,
+then pool), so that how the two topics interleaved does not matter. A round starts from its parent's
+actor with a fresh critic and takes a fixed number of gradient steps; running it again on the same
+offsets gives the same bytes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from gpuloop.loop.learn import registry
+from gpuloop.loop.learn.experience import ExperienceJoin, Transition
+from gpuloop.schemas.codec import BadInput, Record, decode
+from gpuloop.schemas.messages import Decision, PolicyVersion, Reward
+from gpuloop.schemas.messages.learning import OffsetRange
+
+MAX_TRANSITIONS: Final = 100_000
+
+
+class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a round is due, and how long it trains."""
+
+    first_after: int = 90
+    every: int = 360
+    gradient_steps: int = 400
+
+    def due(self, transitions: int) -> int:
+        """Return how many rounds a number of transitions is enough for."""
+        return (
+            0
+            if transitions < self.first_after
+            else 1 + (transitions - self.first_after) // self.every
+        )
+
+
+@dataclass
+class Experience:
+    """Transitions so far, and the offsets they came from."""
+
+    join: ExperienceJoin = field(default_factory=ExperienceJoin)
+    transitions: dict[tuple[int, str], Transition] = field(default_factory=dict)
+    ranges: dict[tuple[str, int], OffsetRange] = field(default_factory=dict)
+    total: int = 0
+
+    def take(self, record: Record) -> None:
+        """Fold one record of `decisions` or `rewards` in.
+
+        Raises:
+            BadInput: the record does not follow its contract; it is counted in the range all the
+                same, because a rebuild meets it too.
+        """
+        self._count(record)
+        message = decode(record)
+        if isinstance(message, Decision):
+            made = self.join.decision(message)
+        elif isinstance(message, Reward):
+            made = self.join.reward(message)
+        else:
+            raise BadInput("unknown_type", f"{type(message).__name__} on {record.topic}")
+        for key, transition in made:
+            self.transitions[key] = transition
+            self.total += 1
+        while len(self.transitions) > MAX_TRANSITIONS:
+            del self.transitions[min(self.transitions)]
+
+    def _count(self, record: Record) -> None:
+        at = (record.topic, record.partition)
+        first = self.ranges[at].first if at in self.ranges else record.offset
+        self.ranges[at] = OffsetRange(
+            topic=record.topic, partition=record.partition, first=first, last=record.offset
+        )
+
+    def in_order(self) -> list[Transition]:
+        """Return the transitions by tick and pool."""
+        return [self.transitions[key] for key in sorted(self.transitions)]
+
+
+def train_round(
+    experience: Experience,
+    parent: PolicyVersion,
+    parent_weights: bytes,
+    *,
+    fleet: str,
+    version: int,
+    seed: int,
+    gradient_steps: int,
+    created_wall_us: int,
+) -> tuple[PolicyVersion, bytes]:
+    """Train one version on what is there; the heavy imports happen here."""
+    from gpuloop.loop.learn.trainer import Algorithm, Trainer, TrainerConfig
+
+    if parent.actor is None or parent.normaliser is None:
+        raise ValueError(f"{parent.policy_id} has no actor to start from")
+    algorithm: Algorithm = "td3" if parent.algorithm == "td3" else "sac"
+    config = TrainerConfig(algorithm=algorithm, hidden=parent.actor.hidden)
+    trainer = Trainer(config, seed=seed + version, normaliser=parent.normaliser)
+    trainer.start_from(parent_weights)
+    transitions = experience.in_order()
+    trainer.add(transitions)
+    trainer.update(gradient_steps)
+    spec, weights = trainer.export()
+    described = registry.describe(
+        fleet=fleet,
+        algorithm=algorithm,
+        version=version,
+        parent=parent.policy_id,
+        created_wall_us=created_wall_us,
+        actor=spec,
+        normaliser=parent.normaliser,
+        weights=weights,
+        seed=seed + version,
+        config={"gradient_steps": gradient_steps, **_flat(config)},
+        trained_on=[experience.ranges[at] for at in sorted(experience.ranges)],
+        summary=f"{len(transitions)} transitions from the stream, {gradient_steps} gradient steps",
+    )
+    return described, weights
+
+
+def _flat(config: msgspec.Struct) -> dict[str, float | int | str | bool]:
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, (tuple, list)) else value
+        for name, value in msgspec.structs.asdict(config).items()
+    }

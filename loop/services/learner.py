@@ -1,0 +1,124 @@
+"""The learner: the one process with torch. It writes policy versions; it never deploys one.
+
+It holds nothing that the topics do not: experience is rebuilt from `decisions` and `rewards` at
+start, and the versions on `policies` say which rounds are done.
+"""
+
+import logging
+from typing import Final
+
+import msgspec
+
+from gpuloop.loop.evaluate.keys import load_or_create, public_hex
+from gpuloop.loop.learn import registry
+from gpuloop.loop.learn.rounds import Experience, RoundConfig, train_round
+from gpuloop.loop.services import metrics
+from gpuloop.loop.services.process import Process, serving
+from gpuloop.loop.settings import Settings
+from gpuloop.loop.shells.broker import Broker, Partition, starts
+from gpuloop.loop.shells.clock import wall_us
+from gpuloop.loop.shells.kafka import KafkaBroker
+from gpuloop.schemas.codec import BadInput, Record, dead_letters, encode
+from gpuloop.schemas.identity import derived_event_id
+from gpuloop.schemas.messages import PolicyVersion
+
+NAME: Final = "learner"
+KEY_FILE: Final = "keys/learner.pem"
+log = logging.getLogger(NAME)
+
+
+def main(settings: Settings) -> None:
+    """Run the learner until it is asked to stop."""
+    broker = KafkaBroker(
+        settings.bootstrap_servers, prefix=settings.topic_prefix, config=settings.kafka_config
+    )
+    with serving(NAME, settings) as process:
+        try:
+            Learner(process, broker).run()
+        finally:
+            broker.close()
+
+
+class Learner:
+    """Experience so far, and the next round to train."""
+
+    def __init__(self, process: Process, broker: Broker, config: RoundConfig | None = None) -> None:
+        """Publish the shipped policy if this fleet has not seen it, and find the next round."""
+        self._process = process
+        self._broker = broker
+        self._config = config or RoundConfig()
+        self._fleet = process.settings.fleet
+        self._key = load_or_create(process.settings.state_dir / KEY_FILE)
+        self._experience = Experience()
+        ours = [v for v in registry.published(broker) if v.public_key == public_hex(self._key)]
+        self._parent, self._weights = self._first_parent(ours)
+        self._rounds_done = max((v.version for v in ours), default=0)
+
+    def _first_parent(self, ours: list[PolicyVersion]) -> tuple[PolicyVersion, bytes]:
+        found = registry.shipped()
+        if found is None:
+            raise RuntimeError("no shipped policy to start from: run `gpuloop train`")
+        version, weights = msgspec.structs.replace(found[0], fleet=self._fleet), found[1]
+        if all(v.policy_id != version.policy_id for v in ours):
+            registry.publish(self._broker, version, weights, self._key)
+            log.info("published the shipped policy", extra={"policy": version.policy_id})
+        return version, weights
+
+    def run(self) -> None:
+        """Consume until asked to stop, training whenever a round is due."""
+        positions = starts(self._broker, ["decisions", "rewards"])
+        ends = self._broker.ends(list(positions))
+        consumer = self._broker.consumer(positions, group=f"gpuloop-{NAME}")
+        try:
+            while not self._process.stop.is_set():
+                records = consumer.poll(max_records=1000, timeout_s=0.5)
+                for record in records:
+                    self._take(record)
+                    positions[Partition(record.topic, record.partition)] = record.offset + 1
+                if all(positions[part] >= end for part, end in ends.items()):
+                    self._train_if_due()
+                detail = f"{self._experience.total} transitions, round {self._rounds_done}"
+                self._process.health.progress(detail, {str(p): o for p, o in positions.items()})
+        finally:
+            consumer.close()
+
+    def _take(self, record: Record) -> None:
+        metrics.RECORDS.labels(NAME, record.topic).inc()
+        try:
+            self._experience.take(record)
+        except BadInput as error:
+            metrics.DEAD_LETTERS.labels(NAME, error.reason).inc()
+            letters = dead_letters(record, error, stage=NAME, fleet=self._fleet)
+            origin = (record.topic, str(record.partition), str(record.offset))
+            self._broker.produce(
+                [
+                    encode(
+                        "deadletters",
+                        record.topic,
+                        letter,
+                        event_id=derived_event_id(f"{NAME}/{letter.chunk}", origin),
+                        source=f"gpuloop/{self._fleet}/{NAME}",
+                    )
+                    for letter in letters
+                ]
+            )
+
+    def _train_if_due(self) -> None:
+        if self._config.due(self._experience.total) <= self._rounds_done:
+            return
+        version, weights = train_round(
+            self._experience,
+            self._parent,
+            self._weights,
+            fleet=self._fleet,
+            version=self._rounds_done + 1,
+            seed=self._process.settings.seed,
+            gradient_steps=self._config.gradient_steps,
+            created_wall_us=wall_us(),
+        )
+        registry.publish(self._broker, version, weights, self._key)
+        self._rounds_done += 1
+        log.info(
+            "published a policy version",
+            extra={"policy": version.policy_id, "transitions": self._experience.total},
+        )

@@ -1,0 +1,187 @@
+"""Policy versions: signed, immutable, found again, and rebuilt from the offsets they name."""
+
+import itertools
+
+import msgspec
+import numpy as np
+import pytest
+
+from gpuloop.loop.evaluate.keys import load_or_create, policy_signature_ok, public_hex
+from gpuloop.loop.learn import registry
+from gpuloop.loop.learn.experience import ACTION_SIZE, OBSERVATION_SIZE
+from gpuloop.loop.learn.rounds import Experience, RoundConfig, train_round
+from gpuloop.loop.learn.trainer import Trainer, TrainerConfig
+from gpuloop.loop.shells.memory import MemoryBroker
+from gpuloop.schemas.codec import BadInput, Record, encode
+from gpuloop.schemas.messages import Decision, Reward
+from gpuloop.schemas.messages.learning import Normaliser
+from gpuloop.schemas.policy import CONTROL_TICK_US, DIMENSIONS, FEATURE_VERSION
+
+PLAIN = Normaliser(mean=(0.0,) * OBSERVATION_SIZE, scale=(1.0,) * OBSERVATION_SIZE, clip=5.0)
+
+
+def parent():
+    spec, weights = Trainer(TrainerConfig(hidden=(16, 16)), seed=0, normaliser=PLAIN).export()
+    version = registry.describe(
+        fleet="f",
+        algorithm="sac",
+        version=0,
+        parent="",
+        created_wall_us=0,
+        actor=spec,
+        normaliser=PLAIN,
+        weights=weights,
+        seed=0,
+        config={},
+        summary="made by a test",
+    )
+    return version, weights
+
+
+def decision(tick):
+    rng = np.random.default_rng(tick)
+    four = (0.0,) * ACTION_SIZE
+    return Decision(
+        fleet="f",
+        decision_id=f"f/p/cluster/1/{tick}",
+        pool="p",
+        level="cluster",
+        epoch=1,
+        tick_us=tick * CONTROL_TICK_US,
+        dimensions=DIMENSIONS,
+        feature_version=FEATURE_VERSION,
+        observation=tuple(float(x) for x in rng.normal(size=OBSERVATION_SIZE)),
+        feature_ages_us=(0,) * OBSERVATION_SIZE,
+        feature_quality=(1.0,) * OBSERVATION_SIZE,
+        feasible_low=four,
+        feasible_high=four,
+        delta_limit=(1.0,) * ACTION_SIZE,
+        rule_action=four,
+        policy_action=four,
+        joint_action=four,
+        executed_action=four,
+        alpha=0.0,
+        exploration=four,
+        log_probability=0.0,
+        policy_id="rule",
+        policy_digest="0" * 64,
+        normaliser_digest="0" * 64,
+        envelope_digest="0" * 64,
+        arm="champion",
+        assignment_probability=1.0,
+        forecast_id="",
+        modes={},
+        adjustments=(),
+        command_ids=(),
+        stale_inputs=(),
+        influences=(),
+        summary="",
+        why_not="",
+    )
+
+
+def reward(tick):
+    return Reward(
+        fleet="f",
+        pool="p",
+        decision_id=f"f/p/cluster/1/{tick}",
+        start_us=tick * CONTROL_TICK_US,
+        end_us=(tick + 1) * CONTROL_TICK_US,
+        components={"revenue": tick},
+        total_usd_micros=tick,
+        overlap=0,
+        censored=False,
+        definition="ledger/1",
+    )
+
+
+def records(ticks):
+    """Return the two topics' records, each in its own order."""
+    topics = {"decisions": [], "rewards": []}
+    for tick in range(ticks):
+        for topic, message in (("decisions", decision(tick)), ("rewards", reward(tick))):
+            encoded = encode(topic, "p", message, event_id=str(tick), source="s")
+            topics[topic].append(
+                Record(
+                    topic=topic,
+                    partition=0,
+                    offset=tick,
+                    timestamp_ms=0,
+                    key=encoded.key,
+                    headers=encoded.headers,
+                    value=encoded.value,
+                )
+            )
+    return topics
+
+
+def trained(arrival):
+    experience = Experience()
+    for record in arrival:
+        experience.take(record)
+    version, weights = parent()
+    return train_round(
+        experience, version, weights, fleet="f", version=1, seed=3, gradient_steps=5,
+        created_wall_us=0,
+    )  # fmt: skip
+
+
+def test_a_round_depends_on_offsets_and_not_on_how_topics_interleaved():
+    topics = records(140)
+    one_after_the_other = trained(topics["decisions"] + topics["rewards"])
+    alternating = trained(itertools.chain(*zip(*topics.values(), strict=True)))
+    assert one_after_the_other == alternating
+    version, weights = alternating
+    assert weights != parent()[1]
+    assert [(r.topic, r.first, r.last) for r in version.trained_on] == [
+        ("decisions", 0, 139),
+        ("rewards", 0, 139),
+    ]
+
+
+def test_a_record_that_does_not_decode_is_refused_and_still_counted():
+    good = records(1)["decisions"][0]
+    bad = Record(
+        topic=good.topic, partition=0, offset=5, timestamp_ms=0, key=b"", headers=good.headers,
+        value=b"{",
+    )  # fmt: skip
+    experience = Experience()
+    with pytest.raises(BadInput):
+        experience.take(bad)
+    assert experience.ranges["decisions", 0].last == 5
+
+
+def test_rounds_fall_due_by_transitions():
+    config = RoundConfig(first_after=10, every=20)
+    assert [config.due(n) for n in (0, 9, 10, 29, 30, 50)] == [0, 0, 1, 1, 2, 3]
+
+
+def test_a_published_version_is_found_with_its_signature_and_weights(tmp_path):
+    broker = MemoryBroker()
+    key = load_or_create(tmp_path / "key.pem")
+    version, weights = parent()
+    signed = registry.publish(broker, version, weights, key)
+    assert registry.published(broker) == [signed]
+    assert policy_signature_ok(signed, [public_hex(key)])
+    forged = msgspec.structs.replace(signed, alpha=1.0)
+    assert not policy_signature_ok(forged, [public_hex(key)])
+
+
+def test_a_stored_policy_is_read_back_and_a_changed_one_refused(tmp_path, monkeypatch):
+    version, weights = parent()
+    registry.store(tmp_path, version, weights)
+    monkeypatch.setattr(registry, "SHIPPED", tmp_path)
+    assert registry.shipped() == (version, weights)
+    (tmp_path / "actor.safetensors").write_bytes(weights[:-1] + b"\x00")
+    with pytest.raises(ValueError, match="not what"):
+        registry.shipped()
+
+
+def test_oversized_weights_are_refused():
+    version, _ = parent()
+    with pytest.raises(ValueError, match="at most"):
+        registry.describe(
+            fleet="f", algorithm="sac", version=1, parent="", created_wall_us=0,
+            actor=version.actor, normaliser=PLAIN, weights=b"0" * 900_001, seed=0, config={},
+            summary="",
+        )  # fmt: skip

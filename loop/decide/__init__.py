@@ -1,0 +1,1 @@
+"""Decide: one decision per pool and tick, from what is known, within what is granted."""

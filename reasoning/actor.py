@@ -1,0 +1,105 @@
+"""Serving an actor: safetensors in, a numpy forward pass out, no torch and no pickle.
+
+Weights come over the network, so shapes, size and every number are checked before first use.
+Results are rounded to 1e-4: the last bits of a matrix product differ between CPUs, decisions must
+not.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from gpuloop.schemas.messages.learning import ActorSpec, Normaliser
+from gpuloop.schemas.policy import Flags, Floats
+
+Weights = NDArray[np.float32]
+
+MAX_WEIGHTS_BYTES: Final = 900_000
+ACTION_DECIMALS: Final = 4
+RANGE_SLACK: Final = 2.0
+"""How many times the clip an observation may stray before the actor is not asked."""
+
+
+class BadActor(ValueError):
+    """Weights that do not follow their specification."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """A deterministic actor: ReLU layers, tanh output, on normalised observations."""
+
+    layers: tuple[tuple[Weights, Weights], ...]
+    mean: Floats
+    scale: Floats
+    clip: float
+
+    @classmethod
+    def from_safetensors(cls, data: bytes, spec: ActorSpec, normaliser: Normaliser) -> "Actor":
+        """Return the actor in `data`.
+
+        Raises:
+            BadActor: too large, not safetensors, or a tensor missing, surplus, of another shape or
+                not finite.
+
+        """
+        if len(data) > MAX_WEIGHTS_BYTES:
+            raise BadActor(f"{len(data)} bytes of weights, at most {MAX_WEIGHTS_BYTES}")
+        try:
+            tensors = load(data)
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise BadActor(f"not safetensors: {error}") from None
+        sizes = (spec.observation_size, *spec.hidden, spec.action_size)
+        layers = []
+        for index, (inputs, outputs) in enumerate(pairwise(sizes)):
+            weight = _tensor(tensors, f"layer.{index}.weight", (outputs, inputs))
+            layers.append((weight.T.copy(), _tensor(tensors, f"layer.{index}.bias", (outputs,))))
+        if tensors:
+            raise BadActor(f"unexpected tensors {sorted(tensors)[:4]}")
+        return cls(tuple(layers), *_statistics(normaliser, spec.observation_size))
+
+    def __call__(self, observations: Floats) -> Weights:
+        """Return actions (n, k) in [-1, 1], float32, for observations (n, d)."""
+        hidden = np.clip(self.deviation(observations), -self.clip, self.clip).astype(np.float32)
+        for weight, bias in self.layers[:-1]:
+            hidden = np.maximum(hidden @ weight + bias, 0.0)
+        weight, bias = self.layers[-1]
+        action: Weights = np.round(np.tanh(hidden @ weight + bias), ACTION_DECIMALS)
+        return action
+
+    def deviation(self, observations: Floats) -> Floats:
+        """Return observations in units of their training spread."""
+        return (observations - self.mean) / self.scale
+
+    def in_range(self, observations: Floats) -> Flags:
+        """Return which rows (n,) are finite and not far from where the actor was trained."""
+        limit = RANGE_SLACK * self.clip
+        inside: Flags = np.all(np.abs(self.deviation(observations)) <= limit, axis=1)
+        return inside
+
+
+def _tensor(tensors: dict[str, NDArray[np.generic]], name: str, shape: tuple[int, ...]) -> Weights:
+    tensor = tensors.pop(name, None)
+    if tensor is None:
+        raise BadActor(f"no tensor {name}")
+    if tensor.shape != shape or tensor.dtype != np.float32:
+        raise BadActor(f"{name} is {tensor.dtype}{tensor.shape}, expected float32{shape}")
+    values = tensor.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise BadActor(f"{name} is not finite")
+    return values
+
+
+def _statistics(normaliser: Normaliser, size: int) -> tuple[Floats, Floats, float]:
+    mean, scale = np.array(normaliser.mean, float), np.array(normaliser.scale, float)
+    if mean.shape != (size,) or scale.shape != (size,):
+        raise BadActor(f"normaliser has {len(mean)} and {len(scale)} values, expected {size}")
+    if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale > 0.0).all()):
+        raise BadActor("normaliser is not finite and positive")
+    if not (np.isfinite(normaliser.clip) and normaliser.clip > 0.0):
+        raise BadActor("the normaliser's clip is not positive")
+    return mean, scale, float(normaliser.clip)

@@ -1,0 +1,115 @@
+"""The rule policy: a target tracker with forecast feed-forward and hysteresis, in closed form.
+
+It is the baseline that learned policies are offsets on, so it must stand alone. It sees a batch and
+remembers nothing: hysteresis comes from the demand peak in the batch, price epochs from its flag.
+"""
+
+import msgspec
+import numpy as np
+
+from gpuloop.schemas.policy import MIGRATION, ON_DEMAND, PRICE, SPOT, Floats, PoolBatch
+
+
+class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the rule tracks its target. Ratios unless the name says otherwise."""
+
+    forecast_weight: float = 1.0
+    """How far towards the 15-minute median forecast the pool grows ahead of its demand."""
+    spare_nodes: float = 1.0
+    """Nodes kept free beyond the target, so that the next small job starts at once."""
+    spot_share: float = 0.5
+    """Share of a mixed pool that may be spot while spot pays."""
+    interruption_cost_node_hours: float = 1.0
+    """What one reclaim costs, in node-hours of lost work and restarts."""
+    markup: float = 1.6
+    """Price over the market's at target load."""
+    scarcity: float = 0.5
+    """Relative price change per unit of demand over or under the target."""
+    price_step: float = 0.05
+    """Largest relative price change per epoch."""
+
+
+def rule_action(batch: PoolBatch, config: RuleConfig) -> Floats:
+    """Return the rule's wish, (n, 4) in the units of `DIMENSIONS`; it lies within the bounds."""
+    action = np.empty_like(batch.present)
+    action[:, [ON_DEMAND, SPOT]] = split(batch, wanted_nodes(batch, config), config)
+    action[:, MIGRATION] = np.where(batch.jobs_at_risk > 0, 1.0, 0.0)
+    action[:, PRICE] = wanted_price(batch, config)
+    bounded: Floats = np.clip(action, batch.low, np.maximum(batch.low, batch.high))
+    return bounded
+
+
+def demand_gpus(batch: PoolBatch) -> Floats:
+    """Return GPUs at work or waited for."""
+    return batch.gpus_allocated + batch.gpus_queued
+
+
+def grow_target(batch: PoolBatch, config: RuleConfig) -> Floats:
+    """Return nodes for the demand of now or, where it is higher, the one forecast in 15 minutes."""
+    now = demand_gpus(batch)
+    ahead = now + config.forecast_weight * np.maximum(batch.forecast_gpus[:, 0, 1] - now, 0.0)
+    return _nodes(batch, ahead, config)
+
+
+def release_target(batch: PoolBatch, config: RuleConfig) -> Floats:
+    """Return nodes for the most that was demanded within the window or is likely in an hour.
+
+    Capacity above this has been idle for the whole window and is not expected back.
+    """
+    soon = np.where(batch.forecast_trusted, batch.forecast_gpus[:, 2, 1], 0.0)
+    peak = np.maximum(batch.gpus_demanded_peak, demand_gpus(batch))
+    return _nodes(batch, np.maximum(peak, soon), config)
+
+
+def wanted_nodes(batch: PoolBatch, config: RuleConfig) -> Floats:
+    """Return the total of nodes: the present one, moved into [grow target, release target]."""
+    present = batch.present[:, ON_DEMAND] + batch.present[:, SPOT]
+    grow = grow_target(batch, config)
+    release = np.maximum(release_target(batch, config), grow)
+    wanted: Floats = np.clip(np.clip(present, grow, release), batch.nodes_min, batch.nodes_max)
+    return wanted
+
+
+def split(batch: PoolBatch, total: Floats, config: RuleConfig) -> Floats:
+    """Return (on demand, spot) nodes that sum to `total`, moving the mix no more than it must.
+
+    Growth fills the cheaper billing up to its share and shrinkage empties the dearer one first;
+    the mix alone is no reason to exchange nodes.
+    """
+    present = batch.present[:, SPOT]
+    change = total - present - batch.present[:, ON_DEMAND]
+    lowest = np.maximum(batch.low[:, SPOT], present + np.minimum(change, 0.0))
+    highest = np.minimum(batch.high[:, SPOT], present + np.maximum(change, 0.0))
+    ideal = np.round(total * spot_ideal_share(batch, config))
+    spot = np.clip(ideal, lowest, np.maximum(lowest, highest))
+    on_demand = np.clip(total - spot, batch.low[:, ON_DEMAND], batch.high[:, ON_DEMAND])
+    return np.stack([on_demand, np.clip(total - on_demand, 0.0, None)], axis=1)
+
+
+def spot_ideal_share(batch: PoolBatch, config: RuleConfig) -> Floats:
+    """Return the share of spot: all or nothing where one billing is closed or does not pay."""
+    burden = 1.0 + batch.interruptions * config.interruption_cost_node_hours
+    pays = batch.node_cost[:, 1] * burden < batch.node_cost[:, 0]
+    share = np.where(pays, config.spot_share, 0.0)
+    share = np.where(batch.high[:, ON_DEMAND] <= 0.0, 1.0, share)
+    return np.where(batch.high[:, SPOT] <= 0.0, 0.0, share)
+
+
+def wanted_price(batch: PoolBatch, config: RuleConfig) -> Floats:
+    """Return the price that follows the market and the pool's own scarcity, a step per epoch."""
+    present = batch.present[:, PRICE]
+    capacity = batch.nodes_max * batch.gpus_per_node * batch.utilisation_target
+    load = demand_gpus(batch) / np.maximum(capacity, 1.0)
+    tension = np.clip(config.scarcity * (load - 1.0), -0.5, 0.5)
+    target = batch.market_price * config.markup * (1.0 + tension)
+    step = config.price_step * present
+    moved = np.round(np.clip(target, present - step, present + step), 4)
+    acts = batch.price_epoch & np.isfinite(target) & (present > 0.0)
+    return np.where(acts, moved, present)
+
+
+def _nodes(batch: PoolBatch, gpus: Floats, config: RuleConfig) -> Floats:
+    per_node = np.maximum(batch.gpus_per_node, 1.0)
+    busy = gpus / per_node / np.maximum(batch.utilisation_target, 0.05)
+    idle = np.ceil(gpus / per_node) + config.spare_nodes
+    return np.maximum(np.ceil(busy - 1e-9), idle)

@@ -71,7 +71,7 @@ class KafkaBroker:
             "bootstrap.servers": bootstrap_servers,
             "client.id": "gpuloop",
             "log.connection.close": False,
-            **_properties(config),
+            **properties(config),
         }
         self._prefix: Final = prefix
         self._lock: Final = threading.Lock()
@@ -228,6 +228,17 @@ class KafkaConsumer:
             messages += self._reader.consume(max_records - 1, LINGER_S)
         return [record for message in messages if (record := self._record(message)) is not None]
 
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        """Deliver nothing from these partitions until they are resumed."""
+        self._reader.pause(self._named(partitions))
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        """Deliver from these partitions again, from where they were."""
+        self._reader.resume(self._named(partitions))
+
+    def _named(self, partitions: Iterable[Partition]) -> list[ck.TopicPartition]:
+        return [ck.TopicPartition(self._prefix + p.topic, p.number) for p in partitions]
+
     def commit(self, positions: Mapping[Partition, int]) -> None:
         """Make positions visible to tools as the group's offsets; nothing else reads them."""
         offsets = [
@@ -271,7 +282,7 @@ def _bytes(value: str | bytes | None) -> bytes | None:
     return value.encode() if isinstance(value, str) else value
 
 
-def _properties(path: Path | None) -> dict[str, str]:
+def properties(path: Path | None) -> dict[str, str]:
     """Return the librdkafka properties in a file: `key=value` lines, `#` starts a comment."""
     if path is None:
         return {}

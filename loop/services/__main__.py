@@ -4,7 +4,6 @@ The table below is the whole registry; a module is imported only by the process 
 that torch, DoWhy, Faust and ClickHouse's engine stay out of the others.
 """
 
-import logging
 import sys
 from importlib import import_module
 from typing import Final
@@ -39,13 +38,7 @@ def run(arguments: list[str]) -> int:
         print(f"gpuloop {name}: {error}", file=sys.stderr)
         return 2
     configure_logging(name, settings.log_level)
-    module = import_module(f"gpuloop.loop.services.{name}")
-    try:
-        module.main(settings)
-    except Exception:
-        # A broken invariant or a lost broker: say so once and leave; the supervisor restarts us.
-        logging.getLogger(name).exception("service failed")
-        return 1
+    import_module(f"gpuloop.loop.services.{name}").main(settings)
     return 0
 
 

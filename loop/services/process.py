@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Final
 
 import msgspec
@@ -54,10 +55,17 @@ def serving(name: str, settings: Settings) -> Iterator[Process]:
 
 
 def configure_logging(service: str, level: str) -> None:
-    """Send log records of this process to standard error, one JSON object a line."""
+    """Send log records and the last exception of this process to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    log = logging.getLogger(service)
+
+    def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # A broken invariant or a lost broker ends the process; the supervisor restarts it.
+        log.critical("service failed", exc_info=(kind, error, trace))
+
+    sys.excepthook = fail
 
 
 class _JsonLines(logging.Formatter):

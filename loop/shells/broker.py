@@ -5,7 +5,7 @@ always explicit: no shell relies on a group's committed offsets to know where it
 implementations, in memory and Kafka, are held to one contract by `tests/contract`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from gpuloop.schemas.codec import Encoded, Record
@@ -56,6 +56,14 @@ class Consumer(Protocol):
         """
         ...
 
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        """Deliver nothing from these partitions until they are resumed."""
+        ...
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        """Deliver from these partitions again, from where they were."""
+        ...
+
     def commit(self, positions: Mapping[Partition, int]) -> None:
         """Make positions visible to tools as the group's offsets; nothing else reads them."""
         ...
@@ -96,6 +104,31 @@ class Broker(Protocol):
     def close(self) -> None:
         """Release connections; unacknowledged writes are given up."""
         ...
+
+
+def read_between(
+    broker: Broker, part: Partition, first: int, end: int, *, patience_s: float = 30.0
+) -> Iterator[Record]:
+    """Yield the records of a partition in [first, end), fewer where compaction left gaps.
+
+    Raises:
+        BrokerError: nothing came for `patience_s` and the end was not reached.
+
+    """
+    if first >= end:
+        return
+    reader = broker.consumer({part: first})
+    try:
+        while first < end:
+            records = reader.poll(max_records=500, timeout_s=patience_s)
+            if not records:
+                raise BrokerError(f"{part}: nothing after offset {first}, expected up to {end}")
+            for record in records:
+                first = record.offset + 1
+                if record.offset < end:
+                    yield record
+    finally:
+        reader.close()
 
 
 def starts(broker: Broker, topics: Sequence[str]) -> dict[Partition, int]:

@@ -1,0 +1,178 @@
+"""Components in one process under virtual time: no broker, no JSON, thousands of seeded runs.
+
+Time jumps from tick to tick. At each, the components tick in the order given, and after each of
+them every message it caused is delivered, first in first out, before the next one ticks. Messages
+are passed as they are; a run is fixed by its components, seed and start.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gpuloop.loop.shells.partition import partition_of
+from gpuloop.schemas.catalogue import CATALOGUE
+from gpuloop.schemas.component import Component, Context, Event, Output, Received, State, Tick
+from gpuloop.schemas.identity import sha256_of
+
+MAX_MESSAGES_PER_TICK: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disturbance:
+    """Bad luck of messages, keyed by their id: shares that are lost, come twice, or come late.
+
+    A late message, and the second of a pair, arrives after the next tick and so out of order.
+    Topics are matched by prefix.
+    """
+
+    seed: int
+    topics: tuple[str, ...] = ("telemetry.",)
+    drop: float = 0.0
+    duplicate: float = 0.0
+    delay: float = 0.0
+
+    def fate(self, message: Received) -> tuple[int, int]:
+        """Return how many copies arrive now and how many after the next tick."""
+        if not message.topic.startswith(self.topics):
+            return 1, 0
+        draw = int(sha256_of(str(self.seed), message.topic, message.id)[:13], 16) / 16**13
+        if draw < self.drop:
+            return 0, 0
+        if draw < self.drop + self.duplicate:
+            return 1, 1
+        return (0, 1) if draw < self.drop + self.duplicate + self.delay else (1, 0)
+
+
+class Simulation:
+    """A loop of components, driven by virtual fleet time.
+
+    `states` holds each component's state by name. Wall time runs along at `speed`, for leases.
+    """
+
+    def __init__(
+        self,
+        components: Iterable[Component[Any]],
+        *,
+        seed: int,
+        start_us: int,
+        speed: float = 60.0,
+        wall_start_us: int = 0,
+        disturbance: Disturbance | None = None,
+    ) -> None:
+        self.components: Final = tuple(components)
+        self.states: Final[dict[str, State]] = {c.name: c.initial() for c in self.components}
+        self._seed: Final = seed
+        self._start_us: Final = start_us
+        self._speed: Final = speed
+        self._wall_start_us: Final = wall_start_us or start_us
+        self._disturbance: Final = disturbance
+        self._readers: Final[dict[str, list[Component[Any]]]] = defaultdict(list)
+        for component in self.components:
+            for topic in component.inputs:
+                self._readers[topic].append(component)
+        self._watchers: Final[dict[str, list[Callable[[Received], None]]]] = defaultdict(list)
+        self._queue: Final[deque[Received]] = deque()
+        self._late: list[Received] = []
+        self._offsets: Final[dict[tuple[str, int], int]] = defaultdict(int)
+        self._context = self._at(start_us)
+
+    @property
+    def now_us(self) -> int:
+        """Return the present of the run, in fleet time."""
+        return self._context.now_us
+
+    def watch(self, topic: str, watcher: Callable[[Received], None]) -> None:
+        """Call `watcher` with every message on a topic, before its readers see it."""
+        self._watchers[topic].append(watcher)
+
+    def collect(self, topic: str) -> list[Received]:
+        """Return a list that fills with the messages on a topic."""
+        messages: list[Received] = []
+        self.watch(topic, messages.append)
+        return messages
+
+    def send(self, outputs: Iterable[Output]) -> None:
+        """Deliver messages from outside, now, and everything that follows from them."""
+        self._route(outputs)
+        self._drain()
+
+    def step(self) -> int:
+        """Go on to the next tick of any component and return its time."""
+        self._tick(self._next_tick_us())
+        return self.now_us
+
+    def run(self, until_us: int) -> None:
+        """Go on to `until_us`, ticks at that time included."""
+        while (tick_us := self._next_tick_us()) <= until_us:
+            self._tick(tick_us)
+        self._context = self._at(until_us)
+
+    def _tick(self, tick_us: int) -> None:
+        self._context = self._at(tick_us)
+        late, self._late = self._late, []
+        self._queue.extend(late)
+        self._drain()
+        for component in self.components:
+            if component.tick_every_us > 0 and tick_us % component.tick_every_us == 0:
+                self._step(component, Tick(tick_us=tick_us))
+                self._drain()
+
+    def _next_tick_us(self) -> int:
+        now_us = self.now_us
+        every = [c.tick_every_us for c in self.components if c.tick_every_us > 0]
+        if not every:
+            raise ValueError("no component ticks, so time cannot pass")
+        return min((now_us // step + 1) * step for step in every)
+
+    def _at(self, now_us: int) -> Context:
+        elapsed_us = (now_us - self._start_us) / self._speed
+        return Context(
+            now_us=now_us, wall_us=self._wall_start_us + round(elapsed_us), seed=self._seed
+        )
+
+    def _step(self, component: Component[Any], event: Event) -> None:
+        state, outputs = component.step(self.states[component.name], event, self._context)
+        self.states[component.name] = state
+        if outputs:
+            self._route(outputs)
+
+    def _route(self, outputs: Iterable[Output]) -> None:
+        for output in outputs:
+            topic = output.topic
+            readers, watchers = self._readers.get(topic), self._watchers.get(topic)
+            if not readers and not watchers:
+                continue
+            partition = partition_of(output.key.encode(), CATALOGUE[topic].partitions)
+            offset = self._offsets[topic, partition]
+            self._offsets[topic, partition] = offset + 1
+            message = Received(
+                topic=topic,
+                partition=partition,
+                offset=offset,
+                key=output.key,
+                id=output.event_id,
+                message=output.message,
+                payload=output.payload,
+            )
+            for watcher in watchers or ():
+                watcher(message)
+            self._enqueue(message)
+
+    def _enqueue(self, message: Received) -> None:
+        if self._disturbance is None:
+            self._queue.append(message)
+            return
+        now, later = self._disturbance.fate(message)
+        self._queue.extend([message] * now)
+        self._late.extend([message] * later)
+
+    def _drain(self) -> None:
+        delivered = 0
+        while self._queue:
+            message = self._queue.popleft()
+            delivered += 1
+            if delivered > MAX_MESSAGES_PER_TICK:
+                raise RuntimeError(f"messages do not come to rest at {self.now_us}")
+            for component in self._readers.get(message.topic, ()):
+                self._step(component, message)

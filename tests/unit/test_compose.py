@@ -1,0 +1,140 @@
+"""docker-compose.yml, the Dockerfile and Prometheus follow the one table of services."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gpuloop.loop import settings
+from gpuloop.loop.services import metrics
+from gpuloop.ops.stack.services import SERVICES
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+ALL: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+TARGETS = {
+    "": "base", "observe": "base", "stores": "base",
+    "causes": "causes", "learn": "learn", "embedded": "embedded",
+}  # fmt: skip
+OURS = {
+    body["command"][0]: body
+    for body in ALL.values()
+    if body["image"].startswith("gpuloop-") and "entrypoint" not in body
+}
+
+
+def test_compose_runs_exactly_the_services_of_the_table() -> None:
+    assert set(OURS) == set(SERVICES)
+    assert all(len(body["command"]) == 1 for body in OURS.values())
+
+
+def test_image_starts_services_as_the_table_does() -> None:
+    found = re.search(r"^ENTRYPOINT (\[.*\])$", DOCKERFILE, re.M)
+    assert found is not None
+    _, *entrypoint = json.loads(found[1])
+    for name, service in SERVICES.items():
+        assert [*entrypoint, *OURS[name]["command"]] == list(service.arguments)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_service_runs_in_the_image_with_its_packages(name: str) -> None:
+    service, body = SERVICES[name], OURS[name]
+    target = TARGETS[service.extra]
+    assert body["build"]["target"] == target
+    assert body["image"].partition(":")[0] == f"gpuloop-{target}"
+    stage = re.search(rf"^FROM tools AS packages-{target}\n(.*?)\n\n", DOCKERFILE, re.M | re.S)
+    assert stage is not None
+    assert f"requirements/{service.extra or 'base'}.txt" in stage[1]
+    assert f"FROM runtime AS {target}\nCOPY --from=packages-{target} " in DOCKERFILE
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_service_waits_for_what_the_table_says(name: str) -> None:
+    assert set(OURS[name]["depends_on"]) == set(SERVICES[name].needs)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_service_is_limited_to_the_memory_in_the_table(name: str) -> None:
+    assert OURS[name]["mem_limit"] == f"{SERVICES[name].memory_mib}m"
+
+
+def test_only_the_world_and_the_stand_ins_for_servers_are_optional() -> None:
+    optional = {name: body["profiles"] for name, body in OURS.items() if "profiles" in body}
+    local = {name: ["local"] for name, service in SERVICES.items() if service.profile == "local"}
+    assert optional == {"twin": ["twin"], **local}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_container_is_bounded_and_has_no_privilege(name: str) -> None:
+    body = ALL[name]
+    assert body["read_only"] is True
+    assert body["cap_drop"] == ["ALL"]
+    assert body["security_opt"] == ["no-new-privileges:true"]
+    assert not body["user"].startswith("0:")
+    assert body["pids_limit"] > 0
+    assert body["mem_limit"]
+    assert body["restart"] in ("unless-stopped", "on-failure:3")
+    assert set(body["logging"]["options"]) == {"max-size", "max-file"}
+
+
+@pytest.mark.parametrize("name", [name for name, body in ALL.items() if "build" not in body])
+def test_foreign_image_is_pinned_and_checked(name: str) -> None:
+    assert re.search(r":v?\d+\.\d+\.\d+", ALL[name]["image"])
+    assert ALL[name]["healthcheck"]["test"]
+
+
+def test_every_port_is_published_on_loopback_only() -> None:
+    ports = [port for body in ALL.values() for port in body.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_every_mounted_volume_is_declared() -> None:
+    sources = {
+        mount.partition(":")[0] for body in ALL.values() for mount in body.get("volumes", [])
+    }
+    assert {one for one in sources if not one.startswith((".", "$"))} == set(COMPOSE["volumes"])
+
+
+def test_services_are_told_nothing_that_settings_do_not_know() -> None:
+    known = {name for name, _, _ in settings.variables()}
+    told = {key for body in OURS.values() for key in body["environment"]}
+    image = set(re.findall(r"\b(GPULOOP_\w+)=", DOCKERFILE))
+    assert told | image <= known
+
+
+def test_example_settings_name_every_variable_of_compose() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    example = (ROOT / ".env.example").read_text()
+    asked = set(re.findall(r"\$\{(\w+)", text)) | {"COMPOSE_PROFILES"}
+    assert asked == set(re.findall(r"^(\w+)=", example, re.M))
+
+
+def test_example_profiles_start_everything_but_the_stand_ins() -> None:
+    example = (ROOT / ".env.example").read_text()
+    found = re.search(r"^COMPOSE_PROFILES=(.*)$", example, re.M)
+    assert found is not None
+    profiles = {profile for body in ALL.values() for profile in body.get("profiles", [])}
+    assert set(found[1].split(",")) == profiles - {"local"}
+
+
+def test_prometheus_asks_every_service_that_compose_runs_by_default() -> None:
+    config = yaml.safe_load((ROOT / "ops" / "prometheus" / "prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    (group,) = job["static_configs"]
+    running = [f"{name}:8080" for name, service in SERVICES.items() if not service.profile]
+    assert group["targets"] == running
+
+
+def test_dashboard_shows_metrics_that_exist() -> None:
+    folder = ROOT / "ops" / "grafana" / "dashboards"
+    exposed = metrics.exposition().decode()
+    for path in folder.glob("*.json"):
+        panels = json.loads(path.read_text())["panels"]
+        for expression in (target["expr"] for panel in panels for target in panel["targets"]):
+            for name in re.findall(r"gpuloop_\w+", expression):
+                assert f"# TYPE {name.removesuffix('_bucket')} " in exposed, name

@@ -4,10 +4,10 @@ PYTHONS = python3 python3.13 python3.12 python3.11
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 BIN = .venv/bin
 
-# What a user may set: make setup EXTRAS="observe stores" TORCH_INDEX=URL DISK_GIB=12 PYTHON=...
+# What a user may set: make setup EXTRAS="observe stores" TORCH_INDEX=URL DISK_GIB=10 PYTHON=...
 EXTRAS ?=
 TORCH_INDEX ?=
-DISK_GIB ?= 12
+DISK_GIB ?= 10
 PYTHON ?=
 ARGS ?=
 

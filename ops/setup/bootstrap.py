@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--extras", default="", help="only these extras, not all of them")
     parser.add_argument("--torch-index", default="", help="take torch from this package index")
-    parser.add_argument("--disk-gib", type=float, default=12.0, help="free space to ask for")
+    parser.add_argument("--disk-gib", type=float, default=10.0, help="free space to ask for")
     return parser.parse_args()
 
 

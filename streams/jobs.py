@@ -1,0 +1,347 @@
+"""What each job and tenant last did, and what that adds up to per pool.
+
+Merging events into a row does not depend on their order: the event of the highest rank speaks for
+the job, and what rarer kinds add is kept beside it. A job stays for an hour after its end, so that
+a late event finds it closed instead of opening it again. Block rows hold a job and the arrival it
+was counted for together, because a table writes one row at a time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+from zlib import crc32
+
+import msgspec
+from msgspec import field
+
+from gpuloop.schemas.component import Output, State
+from gpuloop.schemas.identity import derived_event_id
+from gpuloop.schemas.messages import JobEvent, JobState, Partial, TenantEvent
+from gpuloop.schemas.messages.state import JobPhase, QueueState
+from gpuloop.schemas.units import MINUTE_US
+from gpuloop.streams.horizon import REMEMBER_US
+
+BLOCKS: Final = 64
+
+DropReason = Literal["duplicate", "late"]
+
+_PHASE: Final[dict[str, JobPhase]] = {
+    "submitted": "queued",
+    "started": "running",
+    "progress": "running",
+    "checkpointed": "running",
+    "preempted": "queued",
+    "failed": "failed",
+    "finished": "finished",
+    "cancelled": "cancelled",
+}
+_KEEPS_WORK: Final = frozenset(
+    {"progress", "checkpointed", "preempted", "migrated", "failed", "finished"}
+)
+
+
+class Placement(NamedTuple):
+    """Where and since when a job runs, and the version of the event that said so."""
+
+    version: tuple[int, int]
+    time_us: int
+    nodes: tuple[str, ...]
+
+
+class JobRow(State):
+    """A job: the event that speaks for it, and what other kinds of event added."""
+
+    latest: JobEvent
+    submitted_us: int | None = None
+    placement: Placement | None = None
+    checkpointed_us: int | None = None
+    done: tuple[int, int, int] = (0, 0, 0)
+    counted: bool = False
+
+
+def _rank(event: JobEvent) -> tuple[bool, int, bool, int, int]:
+    """Order a job's events: its end is final, a failed attempt gives way to a later attempt."""
+    ended = event.kind in ("finished", "cancelled")
+    return ended, event.attempt, event.kind == "failed", event.boot, event.seq
+
+
+def phase_of(event: JobEvent) -> JobPhase:
+    """Return the phase a job is in after an event; a migrated job runs where it has nodes."""
+    if event.kind == "migrated":
+        return "running" if event.nodes else "queued"
+    return _PHASE[event.kind]
+
+
+def merge(row: JobRow | None, event: JobEvent) -> JobRow:
+    """Return the row with an event taken in; the order of events does not matter."""
+    if row is None:
+        row = JobRow(latest=event)
+    version = (event.boot, event.seq)
+    submitted = event.submitted_us or (event.event_time_us if event.kind == "submitted" else None)
+    known = [at for at in (row.submitted_us, submitted) if at is not None]
+    placement = row.placement
+    if event.kind in ("started", "migrated") and (placement is None or version > placement.version):
+        placement = Placement(version, event.event_time_us, event.nodes)
+    checkpointed = row.checkpointed_us
+    if event.kind == "checkpointed":
+        checkpointed = max(checkpointed or 0, event.event_time_us)
+    done = row.done
+    if event.kind in _KEEPS_WORK:
+        done = max(done, (*version, event.gpu_us_done))
+    return JobRow(
+        latest=max(row.latest, event, key=_rank),
+        submitted_us=min(known, default=None),
+        placement=placement,
+        checkpointed_us=checkpointed,
+        done=done,
+        counted=row.counted or event.kind == "submitted",
+    )
+
+
+def state_of(row: JobRow) -> JobState:
+    """Return what is believed about a job."""
+    event, placement = row.latest, row.placement
+    phase = phase_of(event)
+    running = phase == "running"
+    return JobState(
+        fleet=event.fleet,
+        job=event.job,
+        pool=event.pool,
+        tenant=event.tenant,
+        job_class=event.job_class,
+        phase=phase,
+        gpus=event.gpus,
+        nodes=(event.nodes or (placement.nodes if placement else ())) if running else (),
+        event_time_us=event.event_time_us,
+        submitted_us=_submitted_us(row),
+        started_us=placement.time_us if placement and phase != "queued" else None,
+        checkpointed_us=row.checkpointed_us,
+        gpu_us_done=row.done[2],
+        attempt=event.attempt,
+        generation=event.generation,
+        price_usd_micros_per_gpu_hour=event.price_usd_micros_per_gpu_hour,
+    )
+
+
+def _submitted_us(row: JobRow) -> int:
+    return row.latest.event_time_us if row.submitted_us is None else row.submitted_us
+
+
+# A shard: the jobs of one partition, and their sums.
+
+
+class Arrived(State):
+    """Jobs that were submitted since the start, and their GPUs."""
+
+    jobs: int = 0
+    gpus: int = 0
+
+
+class JobBlock(State):
+    """One table row: some jobs, what arrived among them per pool, the newest event time."""
+
+    jobs: dict[str, JobRow] = {}
+    arrived: dict[str, Arrived] = {}
+    newest_us: int = 0
+
+
+class Waiting(State):
+    """The queue of one class: GPUs, and when each job was submitted."""
+
+    gpus: int = 0
+    submitted_us: dict[str, int] = {}
+
+
+class PoolJobs(State):
+    """Sums over the jobs of one pool, kept up to date event by event."""
+
+    running_jobs: int = 0
+    gpus_allocated: int = 0
+    waiting: dict[str, Waiting] = {}
+    arrived_jobs: int = 0
+    arrived_gpus: int = 0
+
+
+class JobShard(State):
+    """The jobs of one partition; `pools` follows from `blocks`."""
+
+    blocks: list[JobBlock] = field(default_factory=lambda: [JobBlock() for _ in range(BLOCKS)])
+    pools: dict[str, PoolJobs] = {}
+    newest_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobChange:
+    """What an event did: the state to publish and the block to write, or why it was dropped."""
+
+    output: Output | None
+    block: int | None
+    dropped: DropReason | None
+
+
+def block_of(job: str) -> int:
+    """Return the block in which a job is kept."""
+    return crc32(job.encode()) % BLOCKS
+
+
+def absorb(shard: JobShard, event: JobEvent, event_id: str) -> JobChange:
+    """Take an event into the shard."""
+    number = block_of(event.job)
+    block = shard.blocks[number]
+    old = block.jobs.get(event.job)
+    if old is None and event.event_time_us < shard.newest_us - REMEMBER_US:
+        return JobChange(None, None, "late")
+    new = merge(old, event)
+    if new == old:
+        version = (event.boot, event.seq)
+        known = (old.latest.boot, old.latest.seq)
+        return JobChange(None, None, "duplicate" if version == known else "late")
+    if new.counted and not (old and old.counted):
+        arrived = block.arrived.setdefault(event.pool, Arrived())
+        arrived.jobs += 1
+        arrived.gpus += event.gpus
+        pool = shard.pools.setdefault(event.pool, PoolJobs())
+        pool.arrived_jobs += 1
+        pool.arrived_gpus += event.gpus
+    if old is not None:
+        _count(shard, old, -1)
+    _count(shard, new, 1)
+    block.jobs[event.job] = new
+    block.newest_us = max(block.newest_us, event.event_time_us)
+    shard.newest_us = max(shard.newest_us, event.event_time_us)
+    _forget(block, shard.newest_us)
+    state = state_of(new)
+    output = Output(
+        topic="state.jobs",
+        key=event.job,
+        message=state,
+        event_id=derived_event_id("state.jobs", [event_id]),
+        time_us=state.event_time_us,
+    )
+    return JobChange(output, number, None)
+
+
+def _count(shard: JobShard, row: JobRow, sign: Literal[1, -1]) -> None:
+    event = row.latest
+    phase = phase_of(event)
+    pool = shard.pools.setdefault(event.pool, PoolJobs())
+    if phase == "running":
+        pool.running_jobs += sign
+        pool.gpus_allocated += sign * event.gpus
+    elif phase == "queued":
+        queue = pool.waiting.setdefault(event.job_class, Waiting())
+        queue.gpus += sign * event.gpus
+        if sign > 0:
+            queue.submitted_us[event.job] = _submitted_us(row)
+        else:
+            del queue.submitted_us[event.job]
+        if not queue.submitted_us:
+            del pool.waiting[event.job_class]
+
+
+def _forget(block: JobBlock, newest_us: int) -> None:
+    ended = [
+        job
+        for job, row in block.jobs.items()
+        if phase_of(row.latest) in ("finished", "failed", "cancelled")
+        and row.latest.event_time_us < newest_us - REMEMBER_US
+    ]
+    for job in ended:
+        del block.jobs[job]
+
+
+def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Partial]:
+    """Return what the shard adds to each pool it knows."""
+    return [
+        Partial(
+            fleet=fleet,
+            pool=pool,
+            shard=name,
+            tick_us=tick_us,
+            gpus_allocated=jobs.gpus_allocated,
+            running_jobs=jobs.running_jobs,
+            queues=tuple(
+                QueueState(
+                    job_class=job_class,
+                    jobs=len(queue.submitted_us),
+                    gpus=queue.gpus,
+                    oldest_submitted_us=min(queue.submitted_us.values()),
+                    submitted_sum_us=sum(queue.submitted_us.values()),
+                )
+                for job_class, queue in sorted(jobs.waiting.items())
+            ),
+            arrived_gpus=jobs.arrived_gpus,
+            arrived_jobs=jobs.arrived_jobs,
+        )
+        for pool, jobs in sorted(shard.pools.items())
+    ]
+
+
+def row_key(partition: int, number: int) -> bytes:
+    """Return the table key of a block."""
+    return f"{partition}/{number}".encode()
+
+
+def row_of(shard: JobShard, number: int) -> bytes:
+    """Return the table row of a block."""
+    return msgspec.msgpack.encode(shard.blocks[number])
+
+
+def shard_from(rows: Mapping[bytes, bytes], partition: int) -> JobShard:
+    """Return the shard whose blocks are in `rows`; rows of other partitions are passed over."""
+    decoder = msgspec.msgpack.Decoder(JobBlock)
+    shard = JobShard()
+    for key in sorted(rows):
+        owner, number = key.decode().split("/")
+        if int(owner) != partition:
+            continue
+        block = decoder.decode(rows[key])
+        shard.blocks[int(number)] = block
+        shard.newest_us = max(shard.newest_us, block.newest_us)
+        for name, arrived in block.arrived.items():
+            pool = shard.pools.setdefault(name, PoolJobs())
+            pool.arrived_jobs += arrived.jobs
+            pool.arrived_gpus += arrived.gpus
+        for row in block.jobs.values():
+            _count(shard, row, 1)
+    return shard
+
+
+# Tenants: only refusals are counted, each once.
+
+
+class TenantShard(State):
+    """Refusals per pool since the start, and those recent enough to come twice."""
+
+    refused: dict[str, int] = {}
+    recent: dict[str, int] = {}
+    newest_us: int = 0
+    pruned_us: int = 0
+
+
+def absorb_tenant(shard: TenantShard, event: TenantEvent) -> DropReason | None:
+    """Count a refusal once; return why nothing was counted, None for what is not a refusal."""
+    if event.kind != "refused":
+        return None
+    at, horizon = event.event_time_us, shard.newest_us - REMEMBER_US
+    if at < horizon:
+        return "late"
+    identity = f"{event.tenant}/{event.boot}/{event.seq}"
+    if identity in shard.recent:
+        return "duplicate"
+    shard.recent[identity] = at
+    shard.refused[event.pool] = shard.refused.get(event.pool, 0) + 1
+    shard.newest_us = max(shard.newest_us, at)
+    if shard.newest_us - shard.pruned_us >= MINUTE_US:
+        horizon = shard.newest_us - REMEMBER_US
+        shard.recent = {key: time for key, time in shard.recent.items() if time >= horizon}
+        shard.pruned_us = shard.newest_us
+    return None
+
+
+def tenant_partials(shard: TenantShard, fleet: str, name: str, tick_us: int) -> list[Partial]:
+    """Return the refusals of each pool."""
+    return [
+        Partial(fleet=fleet, pool=pool, shard=name, tick_us=tick_us, refused_jobs=count)
+        for pool, count in sorted(shard.refused.items())
+    ]

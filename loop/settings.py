@@ -70,6 +70,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[str, ...],
         _about("Ed25519 public keys (hex, comma-separated) whose policies are loaded"),
     ] = ()
+    audit_anchors: Annotated[
+        Path | None,
+        _about("file that audit checkpoints are appended to; unset: in the state directory"),
+    ] = None
     snapshot_seconds: Annotated[
         float, Meta(gt=0), _about("wall seconds between two snapshots of a component")
     ] = 60.0

@@ -14,7 +14,8 @@ class AuditRecord(Message, frozen=True, kw_only=True):
     """One record of the chain of `(topic, partition)`; its number is the source offset.
 
     `key`, `value` and header values are base64 of the original bytes. `hash` is
-    SHA-256(0x00 || previous hash || canonical bytes), see `gpuloop.loop.evaluate.audit`.
+    SHA-256(0x00 || previous hash || canonical bytes), see `gpuloop.loop.evaluate.chain`; what was null is `-`,
+    what was too long to keep is `sha256:` and its digest.
     """
 
     TYPE: ClassVar[str] = "audit.record"

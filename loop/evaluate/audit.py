@@ -1,0 +1,62 @@
+"""Where the audit's parts meet settings: its files, and verification of a live topic.
+
+`chain` says what is hashed, `auditor` writes, `anchors` keeps checkpoints outside Kafka, `verify`
+reads it all again.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from gpuloop.loop.evaluate.anchors import Anchors
+from gpuloop.loop.evaluate.auditor import TOPIC, read_range
+from gpuloop.loop.evaluate.chain import AuditError
+from gpuloop.loop.evaluate.keys import load_or_create, public_hex
+from gpuloop.loop.evaluate.verify import Finding, VerifyReport, verify
+from gpuloop.loop.settings import Settings
+from gpuloop.loop.shells.broker import Broker
+from gpuloop.loop.shells.kafka import KafkaBroker
+
+__all__ = ["AuditError", "Finding", "VerifyReport", "anchors_of", "key_path", "verify_topic"]
+
+KEY_FILE: Final = "keys/auditor.pem"
+ANCHORS_FILE: Final = "audit/anchors.jsonl"
+
+
+def key_path(settings: Settings) -> Path:
+    """Return the auditor's key file."""
+    return settings.state_dir / KEY_FILE
+
+
+def anchors_of(settings: Settings) -> Anchors:
+    """Return the anchors that the settings name, or those in the state directory."""
+    return Anchors(settings.audit_anchors or settings.state_dir / ANCHORS_FILE)
+
+
+def trusted_keys(settings: Settings) -> frozenset[str]:
+    """Return whose checkpoints are believed: configured keys, and this machine's own auditor."""
+    path = key_path(settings)
+    own = {public_hex(load_or_create(path))} if path.exists() else set[str]()
+    return frozenset(settings.trusted_keys) | own
+
+
+def verify_topic(settings: Settings, broker: Broker | None = None) -> VerifyReport:
+    """Verify the whole audit topic of the settings' cluster, up to where it ends now.
+
+    Raises:
+        AuditError: the anchors cannot be read, or the broker does not hand the topic over.
+        BrokerError: the broker cannot be reached.
+        KeyFileError: the auditor's key file is there and unusable.
+
+    """
+    anchors = anchors_of(settings).read()
+    trusted = trusted_keys(settings)
+    log = broker or KafkaBroker(
+        settings.bootstrap_servers, prefix=settings.topic_prefix, config=settings.kafka_config
+    )
+    try:
+        (part,) = log.partitions(TOPIC)
+        first, end = log.beginnings([part])[part], log.ends([part])[part]
+        return verify(read_range(log, part, first, end), anchors, trusted)
+    finally:
+        if broker is None:
+            log.close()

@@ -13,9 +13,9 @@ RawHeaders = Annotated[tuple[tuple[str, str], ...], Meta(max_length=64)]
 class AuditRecord(Message, frozen=True, kw_only=True):
     """One record of the chain of `(topic, partition)`; its number is the source offset.
 
-    `key`, `value` and header values are base64 of the original bytes. `hash` is
-    SHA-256(0x00 || previous hash || canonical bytes), see `gpuloop.loop.evaluate.chain`; what was null is `-`,
-    what was too long to keep is `sha256:` and its digest.
+    `key`, `value` and header values are base64 of the original bytes; `-` stands for null,
+    `sha256:` and a digest for what is too long to keep. `hash` is
+    SHA-256(0x00 || previous hash || canonical bytes), see `gpuloop.loop.evaluate.chain`.
     """
 
     TYPE: ClassVar[str] = "audit.record"

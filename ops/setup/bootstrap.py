@@ -37,16 +37,22 @@ class SetupError(Exception):
 def main() -> int:
     """Set the environment up if it is not, and return the exit status."""
     options = parse_arguments()
-    locks = [ROOT / "requirements" / f"{name}.txt" for name in lock_names(options.extras)]
-    wanted = fingerprint(locks, options.torch_index)
-    if usable() and STAMP.exists() and STAMP.read_text() == wanted:
+    extras, torch_index, done = remembered()
+    extras = options.extras or extras
+    torch_index = options.torch_index or torch_index
+    locks = [ROOT / "requirements" / f"{name}.txt" for name in lock_names(extras)]
+    wanted = fingerprint(locks, torch_index)
+    if wanted == done and usable():
         return 0
     try:
-        set_up(locks, options.torch_index, options.disk_gib)
+        set_up(locks, torch_index, options.disk_gib)
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
-    STAMP.write_text(wanted)
+    except KeyboardInterrupt:
+        print("setup: stopped; a repeat goes on from here", file=sys.stderr)
+        return 130
+    STAMP.write_text(f"{extras}\n{torch_index}\n{wanted}\n")
     say("ready")
     return 0
 
@@ -54,16 +60,23 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     """Return the options; empty ones count as not given, as make passes them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--extras", default="", help="only these extras, not all of them")
+    parser.add_argument("--extras", default="", help="only these extras; `all` for all of them")
     parser.add_argument("--torch-index", default="", help="take torch from this package index")
     parser.add_argument("--disk-gib", type=float, default=10.0, help="free space to ask for")
     return parser.parse_args()
 
 
+def remembered() -> "tuple[str, str, str]":
+    """Return extras, torch's index and fingerprint of the last set-up that came to its end."""
+    lines = STAMP.read_text().splitlines() if STAMP.exists() else []
+    extras, torch_index, done = lines if len(lines) == 3 else ("", "", "")
+    return extras, torch_index, done
+
+
 def lock_names(extras: str) -> "list[str]":
     """Return which lock files to install; each extra's holds the base dependencies too."""
-    chosen = extras.replace(",", " ").split()
-    return ["bootstrap", *(["base", *chosen, "dev"] if chosen else ["all"])]
+    chosen = extras.replace(",", " ").split() or ["all"]
+    return ["bootstrap", *(chosen if chosen == ["all"] else ["base", *chosen, "dev"])]
 
 
 def fingerprint(locks: "list[Path]", torch_index: str) -> str:
@@ -74,7 +87,7 @@ def fingerprint(locks: "list[Path]", torch_index: str) -> str:
             known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt")))
             sys.exit(f"setup: there is no lock file {path.stem!r}; there are: {known}.")
         digest.update(path.read_bytes())
-    return f"{digest.hexdigest()}\n"
+    return digest.hexdigest()
 
 
 def usable() -> bool:

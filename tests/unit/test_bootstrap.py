@@ -36,6 +36,24 @@ def test_named_groups_come_with_what_every_checkout_needs() -> None:
     ]  # fmt: skip
 
 
+def test_choices_are_remembered_until_set_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "STAMP", tmp_path / "stamp")
+    monkeypatch.setattr(bootstrap, "usable", lambda: True)
+    asked: list[tuple[list[str], str]] = []
+    monkeypatch.setattr(
+        bootstrap, "set_up", lambda locks, index, _: asked.append(([p.stem for p in locks], index))
+    )
+    for arguments in (["--extras", "learn", "--torch-index", "an-index"], [], ["--extras", "all"]):
+        monkeypatch.setattr(sys, "argv", ["bootstrap.py", *arguments])
+        assert bootstrap.main() == 0
+    assert asked == [
+        (["bootstrap", "base", "learn", "dev"], "an-index"),
+        (["bootstrap", "all"], "an-index"),
+    ]
+
+
 def test_torch_from_elsewhere_leaves_its_cuda_libraries_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,61 @@
+"""What a running stack says of itself in `stack.json`: who runs, where, since when.
+
+Written by the supervisor, read by every command that talks to the stack. It holds the database's
+password, so only its owner may read it.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+StackPhase = Literal["starting", "running", "stopping", "stopped"]
+
+
+class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
+    """One process or task of the stack; `pid` with `created` names a process for good."""
+
+    name: str
+    phase: str
+    detail: str
+    pid: int | None = None
+    created: float = 0.0
+    port: int | None = None
+    restarts: int = 0
+    exit_status: int | None = None
+
+
+class StackState(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole stack at one moment."""
+
+    phase: StackPhase
+    pid: int
+    created: float
+    started_wall_us: int
+    bootstrap_servers: str
+    own_kafka: bool
+    topic_prefix: str
+    fleet: str
+    postgres_dsn: str
+    clickhouse_url: str
+    resident_bytes: int
+    resident_peak_bytes: int
+    processes: tuple[ProcessState, ...]
+
+
+def write(path: Path, state: StackState) -> None:
+    """Replace the file in one step, so that a reader never sees half of it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(state), indent=2))
+    draft.replace(path)
+
+
+def read(path: Path) -> StackState | None:
+    """Return what a stack last said of itself, or None when there is none to be understood."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=StackState)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None

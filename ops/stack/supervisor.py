@@ -1,0 +1,117 @@
+"""Runs the units of a stack: starts each when what it needs is ready, restarts it, stops it.
+
+Owns order and nothing else: what a unit is comes from `unit`, which units there are from `local`.
+Everything happens in `step`, called from the main thread, because the kernel ties a process to the
+thread that started it; probes and preparations run in a few worker threads.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from gpuloop.ops.stack import process
+from gpuloop.ops.stack.errors import StackError
+from gpuloop.ops.stack.state import ProcessState
+from gpuloop.ops.stack.unit import Phase, Unit, Watched
+
+WORKERS: Final = 6
+CHORES_SECONDS: Final = 1.0
+REAP_SECONDS: Final = 2.0
+
+
+class Supervisor:
+    """A set of units that need each other, and their processes."""
+
+    def __init__(self, units: Sequence[Unit], *, logs: Path) -> None:
+        names = {unit.name for unit in units}
+        self._workers: Final = ThreadPoolExecutor(WORKERS, thread_name_prefix="probe")
+        self.units: Final = {
+            unit.name: Watched(unit, log=logs / f"{unit.name}.log", workers=self._workers)
+            for unit in units
+        }
+        # A unit that was left out is somebody else's to provide.
+        self._needs: Final = {u.name: tuple(n for n in u.needs if n in names) for u in units}
+        self._logs: Final = logs
+        self._chores_due = 0.0
+        self.resident_bytes = 0
+        self.resident_peak_bytes = 0
+
+    def step(self) -> None:
+        """Look at every unit once and do what is due."""
+        now = monotonic()
+        for name, watched in self.units.items():
+            watched.step(now, needs_ready=self._needs_ready(name))
+        if now >= self._chores_due:
+            self._chores_due = now + CHORES_SECONDS
+            self.resident_bytes = process.resident_bytes(os.getpid())
+            self.resident_peak_bytes = max(self.resident_peak_bytes, self.resident_bytes)
+            for name in self.units:
+                process.bound_log(self._logs / f"{name}.log")
+
+    def all_ready(self) -> bool:
+        """Return whether every unit is ready."""
+        return all(watched.phase is Phase.READY for watched in self.units.values())
+
+    def failed(self) -> list[Watched]:
+        """Return the units that were given up."""
+        return [watched for watched in self.units.values() if watched.phase is Phase.FAILED]
+
+    def states(self) -> tuple[ProcessState, ...]:
+        """Return what `status` shows of every unit."""
+        return tuple(watched.state() for watched in self.units.values())
+
+    def stop(self, names: Sequence[str] | None = None) -> list[str]:
+        """Stop units, those first that nothing needs any more; return those that had to be killed.
+
+        Named units are stopped together, without regard to what needs them.
+        """
+        killed: list[str] = []
+        for layer in [list(names)] if names is not None else self._layers():
+            killed += self._stop_together([self.units[name] for name in layer])
+        if names is None:
+            self._workers.shutdown(wait=True, cancel_futures=True)
+        return killed
+
+    def kill(self) -> None:
+        """Kill everything at once: the person asked twice."""
+        for watched in self.units.values():
+            if watched.child is not None:
+                watched.child.kill_group()
+                watched.child.reap(REAP_SECONDS)
+            watched.stopped()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _stop_together(self, layer: list[Watched]) -> list[str]:
+        running = [(watched, watched.child) for watched in layer if watched.child is not None]
+        for _, child in running:
+            child.ask_to_stop()
+        began = monotonic()
+        killed = []
+        for watched, child in running:
+            left = child.program.stop_seconds - (monotonic() - began)
+            if not child.reap(max(left, 0.0)):
+                killed.append(watched.unit.name)
+                child.kill_group()
+                child.reap(REAP_SECONDS)
+        for watched in layer:
+            watched.stopped()
+        return killed
+
+    def _needs_ready(self, name: str) -> bool:
+        return all(self.units[need].phase is Phase.READY for need in self._needs[name])
+
+    def _layers(self) -> list[list[str]]:
+        """Return the names so that no unit stands after one that it needs."""
+        left, layers = dict(self._needs), []
+        while left:
+            needed = {need for name in left for need in left[name]}
+            layer = [name for name in left if name not in needed]
+            if not layer:
+                raise StackError(f"{', '.join(left)} need each other in a circle")
+            layers.append(layer)
+            for name in layer:
+                del left[name]
+        return layers

@@ -1,0 +1,201 @@
+"""One supervised thing and its life: waiting, starting, ready, crashed, restarted, given up.
+
+A unit is a process, or a task that is done once. `Watched` decides from what it can observe (exit
+status, answer of the unit itself, time) what to do next; waiting is never a guess at how long
+something takes. It does not know the other units beyond their names.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from gpuloop.ops.stack.errors import StackError
+from gpuloop.ops.stack.process import Child, Program
+from gpuloop.ops.stack.state import ProcessState
+
+FIRST_BACKOFF_SECONDS: Final = 0.5
+LAST_BACKOFF_SECONDS: Final = 30.0
+MAX_FAILURES: Final = 10
+STEADY_SECONDS: Final = 60.0
+FIRST_PROBE_SECONDS: Final = 0.1
+STARTING_PROBE_SECONDS: Final = 1.0
+RUNNING_PROBE_SECONDS: Final = 2.0
+
+
+class Phase(StrEnum):
+    """Where a unit is in its life."""
+
+    WAITING = "waiting"
+    PREPARING = "preparing"
+    STARTING = "starting"
+    READY = "ready"
+    UNREADY = "not ready"
+    BACKOFF = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class Answer(NamedTuple):
+    """What a unit says of itself."""
+
+    ready: bool
+    detail: str
+
+
+def _nothing() -> str:
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """What is supervised.
+
+    `prepare` runs once, in a thread, when the units in `needs` are ready, and returns a detail to
+    show. A unit without a `program` is a task: ready once prepared. `probe` runs in a thread and
+    asks the process itself. `prepare` and `probe` raise `StackError` for what a person can fix.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    prepare: Callable[[], str] = _nothing
+    program: Callable[[], Program] | None = None
+    probe: Callable[[], Answer] = lambda: Answer(True, "")
+    port: int | None = None
+    ready_seconds: float = 120.0
+
+
+class Watched:
+    """A unit as it is now. Driven by `step` from the thread that may start processes."""
+
+    def __init__(self, unit: Unit, *, log: Path, workers: ThreadPoolExecutor) -> None:
+        self.unit: Final = unit
+        self.phase = Phase.WAITING
+        self.detail = ""
+        self.restarts = 0
+        self.exit_status: int | None = None
+        self.child: Child | None = None
+        self._log: Final = log
+        self._workers: Final = workers
+        self._asked: Future[Answer] | None = None
+        self._failures = 0
+        self._started = 0.0
+        self._ready_since: float | None = None
+        self._next = 0.0
+        self._interval = FIRST_PROBE_SECONDS
+
+    def step(self, now: float, *, needs_ready: bool) -> None:
+        """Take what can be observed at `now` (monotonic seconds) and do what follows from it."""
+        match self.phase:
+            case Phase.WAITING if needs_ready:
+                self.phase = Phase.PREPARING
+                self._asked = self._workers.submit(lambda: Answer(True, self.unit.prepare()))
+            case Phase.PREPARING:
+                self._prepared(now)
+            case Phase.STARTING | Phase.READY | Phase.UNREADY:
+                self._watch(now)
+            case Phase.BACKOFF if now >= self._next:
+                self._start(now)
+
+    def state(self) -> ProcessState:
+        """Return what `status` shows."""
+        child = self.child
+        return ProcessState(
+            name=self.unit.name,
+            phase=str(self.phase),
+            detail=self.detail,
+            pid=child.pid if child else None,
+            created=child.created if child else 0.0,
+            port=self.unit.port,
+            restarts=self.restarts,
+            exit_status=self.exit_status,
+        )
+
+    def stopped(self) -> None:
+        """Note that the process is gone because it was asked to."""
+        if self.child is not None:
+            self.exit_status = self.child.exit_status()
+            self.child.kill_group()
+            self.child = None
+        if self.phase is not Phase.FAILED:
+            self.phase, self.detail = Phase.STOPPED, ""
+
+    def _prepared(self, now: float) -> None:
+        if self._asked is None or not self._asked.done():
+            return
+        answer, self._asked = self._result(self._asked), None
+        self.detail = answer.detail
+        if not answer.ready:
+            self.phase = Phase.FAILED
+        elif self.unit.program is None:
+            self.phase = Phase.READY
+        else:
+            self._start(now)
+
+    def _start(self, now: float) -> None:
+        assert self.unit.program is not None
+        self.child = Child(self.unit.program(), self._log)
+        self.phase, self.detail = Phase.STARTING, ""
+        self._started, self._ready_since, self._asked = now, None, None
+        self._interval = FIRST_PROBE_SECONDS
+        self._next = now + self._interval
+
+    def _watch(self, now: float) -> None:
+        assert self.child is not None
+        status = self.child.exit_status()
+        if status is not None:
+            self._crashed(now, status, f"ended with {_exit_text(status)}")
+            return
+        if self._asked is not None:
+            if self._asked.done():
+                answer, self._asked = self._result(self._asked), None
+                self._hear(answer, now)
+        elif now >= self._next:
+            self._asked = self._workers.submit(self.unit.probe)
+        late = now - self._started > self.unit.ready_seconds
+        if self.phase is Phase.STARTING and late:
+            self.child.kill_group()
+            self.child.reap(1.0)
+            self._crashed(now, None, f"not ready within {self.unit.ready_seconds:.0f} s")
+
+    def _hear(self, answer: Answer, now: float) -> None:
+        self.detail = answer.detail
+        if answer.ready:
+            self.phase = Phase.READY
+            self._ready_since = now if self._ready_since is None else self._ready_since
+            if now - self._ready_since >= STEADY_SECONDS:
+                self._failures = 0
+            self._next = now + RUNNING_PROBE_SECONDS
+            return
+        if self.phase is not Phase.STARTING:
+            self.phase, self._ready_since = Phase.UNREADY, None
+        self._interval = min(self._interval * 1.5, STARTING_PROBE_SECONDS)
+        self._next = now + self._interval
+
+    def _crashed(self, now: float, status: int | None, detail: str) -> None:
+        assert self.child is not None
+        self.child.kill_group()
+        self.child, self.exit_status, self.detail = None, status, detail
+        self._asked = None
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            self.phase = Phase.FAILED
+            self.detail = f"{detail}; given up after {self._failures} starts in a row"
+            return
+        self.restarts += 1
+        self.phase = Phase.BACKOFF
+        wait = FIRST_BACKOFF_SECONDS * 2 ** (self._failures - 1)
+        self._next = now + min(wait, LAST_BACKOFF_SECONDS)
+
+    @staticmethod
+    def _result(asked: Future[Answer]) -> Answer:
+        try:
+            return asked.result()
+        except (StackError, OSError) as error:
+            return Answer(False, str(error))
+
+
+def _exit_text(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"status {status}"

@@ -84,16 +84,17 @@ class Observe:
     def step(
         self, state: ObserveState, event: Event, ctx: Context
     ) -> tuple[ObserveState, Sequence[Output]]:
-        """Fold one event; telemetry that changes nothing is counted in `state.dropped`."""
+        """Fold one event; telemetry that changes nothing is counted in `state.dropped`.
+
+        Raises:
+            BadInput: telemetry from the far future.
+
+        """
         match event:
             case Tick(tick_us=tick_us):
                 return state, self._tick(state, tick_us)
             case Received():
-                try:
-                    return state, self._receive(state, event, ctx.now_us)
-                except BadInput as bad:
-                    _drop(state, bad.reason)
-        return state, ()
+                return state, self._receive(state, event, ctx.now_us)
 
     def _receive(self, state: ObserveState, event: Received, now_us: int) -> Sequence[Output]:
         message = event.message
@@ -120,7 +121,7 @@ class Observe:
                 refuse_future(message.event_time_us, now_us)
                 _drop(state, pools.absorb_service(state.services, message))
             case _:
-                _drop(state, "unknown_type")
+                raise BadInput("unknown_type", f"{event.topic} is not telemetry of this stage")
         return ()
 
     def _tick(self, state: ObserveState, tick_us: int) -> list[Output]:

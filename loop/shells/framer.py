@@ -1,0 +1,284 @@
+"""Packs `telemetry.gpu` into columnar frames and beats time for the observe stage.
+
+    poll ─► decode ─► dead letters acked ─► frames acked ─► tick frames acked ─► next poll
+
+It keeps no state of its own: every frame carries, as a header, the offset of the first sample that
+is not yet framed, so a restart reads its positions off the frames it wrote. Nothing is lost; what
+was written and not yet acknowledged may be framed twice, which rows recognise by (boot, seq).
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from gpuloop.loop.shells import clock
+from gpuloop.loop.shells.broker import Broker, BrokerError, Consumer, Partition
+from gpuloop.loop.shells.clock import FleetClock
+from gpuloop.loop.shells.fold import due_ticks, encode_dead_letters, receive, source_of
+from gpuloop.loop.shells.journal import backwards, message_of
+from gpuloop.schemas.codec import BadInput, Encoded, Record, encode
+from gpuloop.schemas.identity import derived_event_id
+from gpuloop.schemas.messages import ClockAnchor, Frame, GpuSample
+from gpuloop.schemas.messages.internal import FRAME_COLUMNS
+from gpuloop.schemas.units import SECOND_US
+from gpuloop.streams import frames
+from gpuloop.streams.horizon import refuse_future
+
+SAMPLES: Final = "telemetry.gpu"
+FRAMES: Final = "internal.frames"
+CLOCK: Final = Partition("telemetry.clock", 0)
+STAGE: Final = "framer"
+FRAMED_THROUGH: Final = "gpuloop_framed_through"
+"""Header of a frame: the next offset of `telemetry.gpu` to frame on its partition."""
+
+MAX_SAMPLES: Final = 4096
+MAX_FRAME_BYTES: Final = 700_000
+"""Estimated size at which a frame is closed; the broker's limit leaves room for the estimate."""
+LINGER_US: Final = 30_000
+PATIENCE_US: Final = 100_000
+
+TICK_STEPS_MS: Final = (
+    *(60_000, 30_000, 20_000, 15_000, 12_000, 10_000, 6_000, 5_000, 4_000, 3_000, 2_000, 1_000),
+    *(500, 200, 100, 50, 20, 10, 5, 2, 1),
+)
+"""Parts of a minute, so that every minute of fleet time has its tick."""
+
+
+def tick_step_us(speed: float) -> int:
+    """Return the fleet time between ticks: about a wall second of it, and at most a minute."""
+    wall_second_ms = speed * 1000
+    return 1000 * next((ms for ms in TICK_STEPS_MS if ms <= wall_second_ms), TICK_STEPS_MS[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A decoded sample and where it stood."""
+
+    offset: int
+    sample: GpuSample
+
+
+@dataclass(slots=True)
+class Round:
+    """What one turn of the framer did."""
+
+    samples: int = 0
+    frames: int = 0
+    refused: list[tuple[Record, BadInput]] = field(default_factory=list)
+    ticks_us: tuple[int, ...] = ()
+    ticks_skipped: int = 0
+
+
+class Framer:
+    """One thread drives it: `open`, then `advance` again and again, then `close`."""
+
+    def __init__(
+        self, broker: Broker, fleet: str, *, wall: Callable[[], int] = clock.wall_us
+    ) -> None:
+        self._broker: Final = broker
+        self._fleet: Final = fleet
+        self._wall: Final = wall
+        self._clock: FleetClock | None = None
+        self._consumer: Consumer | None = None
+        self._ticked_us = 0
+        self.positions: dict[Partition, int] = {}
+
+    @property
+    def has_clock(self) -> bool:
+        """Say whether an anchor was seen; without one no sample is read."""
+        return self._clock is not None
+
+    def run(self, stop: threading.Event, watch: Callable[[Round], None]) -> None:
+        """Advance until `stop`, telling `watch` about each turn."""
+        self.open()
+        try:
+            while not stop.is_set():
+                watch(self.advance())
+        finally:
+            self.close()
+
+    def open(self) -> None:
+        """Find the positions and the clock, and start to read."""
+        samples, written = self._broker.partitions(SAMPLES), self._broker.partitions(FRAMES)
+        if len(samples) != len(written):
+            raise BrokerError(f"{FRAMES} must have as many partitions as {SAMPLES}")
+        begins, ends = self._broker.beginnings(samples), self._broker.ends(samples)
+        for part in samples:
+            at = framed_through(backwards(self._broker, Partition(FRAMES, part.number), window=1))
+            known = at is not None and begins[part] <= at <= ends[part]
+            self.positions[part] = at if at is not None and known else begins[part]
+        clock_end = self._broker.ends([CLOCK])[CLOCK]
+        anchor = next(self._anchors(backwards(self._broker, CLOCK)), None)
+        self._listen(clock_end)
+        if anchor is not None:
+            self._follow(anchor, clock_end)
+
+    def close(self) -> None:
+        """Let go of the inputs."""
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+    def advance(self) -> Round:
+        """Frame what arrived within one linger, then beat the ticks that are due."""
+        polled = self._poll()
+        done = Round()
+        if self._clock is not None:
+            self._frame([r for r in polled if r.topic == SAMPLES], done)
+        for record in polled:
+            if record.topic == CLOCK.topic:
+                for anchor in self._anchors([record]):
+                    self._follow(anchor, record.offset + 1)
+        self._tick(done)
+        return done
+
+    def _poll(self) -> list[Record]:
+        if self._consumer is None:
+            raise RuntimeError("the framer is not open")
+        records = self._consumer.poll(
+            max_records=MAX_SAMPLES, timeout_s=self._patience_us() / SECOND_US
+        )
+        until_us = clock.monotonic_us() + LINGER_US
+        while records and len(records) < MAX_SAMPLES:
+            left_us = until_us - clock.monotonic_us()
+            if left_us <= 0:
+                break
+            records += self._consumer.poll(
+                max_records=MAX_SAMPLES - len(records), timeout_s=left_us / SECOND_US
+            )
+        return records
+
+    def _frame(self, records: Sequence[Record], done: Round) -> None:
+        if not records or self._clock is None:
+            return
+        now_us = self._clock.now_us(self._wall())
+        by_partition: dict[int, list[Sampled]] = {}
+        for record in records:
+            try:
+                sample = _sample(record, self._fleet, now_us)
+            except BadInput as error:
+                done.refused.append((record, error))
+            else:
+                by_partition.setdefault(record.partition, []).append(Sampled(record.offset, sample))
+        if done.refused:
+            self._broker.produce(encode_dead_letters(done.refused, stage=STAGE, fleet=self._fleet))
+        written = [
+            self._data_frame(partition, chunk)
+            for partition, sampled in sorted(by_partition.items())
+            for chunk in chunks(sampled)
+        ]
+        self._broker.produce(written)
+        done.samples, done.frames = len(records) - len(done.refused), len(written)
+        for record in records:
+            self.positions[Partition(SAMPLES, record.partition)] = record.offset + 1
+        if self._consumer is not None:
+            self._consumer.commit(self.positions)
+
+    def _tick(self, done: Round) -> None:
+        if self._clock is None:
+            return
+        now_us = self._clock.now_us(self._wall())
+        step_us = tick_step_us(self._clock.anchor.speed)
+        done.ticks_us, done.ticks_skipped = due_ticks(self._ticked_us, now_us, step_us)
+        self._ticked_us = max(now_us, self._ticked_us)
+        self._broker.produce(
+            [
+                self._encoded(
+                    frames.tick(self._fleet, part.number, tick_us),
+                    identity=("tick", self._fleet, str(part.number), str(tick_us)),
+                    time_us=tick_us,
+                    through=through,
+                )
+                for tick_us in done.ticks_us
+                for part, through in self.positions.items()
+            ]
+        )
+
+    def _data_frame(self, partition: int, sampled: Sequence[Sampled]) -> Encoded:
+        frame = frames.pack(self._fleet, partition, [s.sample for s in sampled])
+        first, last = sampled[0].offset, sampled[-1].offset
+        return self._encoded(
+            frame,
+            identity=("data", self._fleet, str(partition), str(first), str(last)),
+            time_us=max(frame.event_time_us),
+            through=last + 1,
+        )
+
+    def _encoded(
+        self, frame: Frame, *, identity: tuple[str, ...], time_us: int, through: int
+    ) -> Encoded:
+        record = encode(
+            FRAMES,
+            str(frame.partition),
+            frame,
+            event_id=derived_event_id(FRAMES, identity),
+            source=source_of(self._fleet, STAGE),
+            time_us=time_us,
+            partition=frame.partition,
+        )
+        position = (FRAMED_THROUGH, str(through).encode())
+        return replace(record, headers=(*record.headers, position))
+
+    def _anchors(self, records: Iterable[Record]) -> Iterator[ClockAnchor]:
+        for record in records:
+            anchor = message_of(record, ClockAnchor, fleet=self._fleet)
+            if anchor is not None:
+                yield anchor
+
+    def _follow(self, anchor: ClockAnchor, clock_position: int) -> None:
+        before = self._clock
+        self._clock = FleetClock(anchor) if before is None else before.follow(anchor)
+        if before is None or before.anchor.world != anchor.world:
+            self._ticked_us = self._clock.now_us(self._wall())
+        if before is None:
+            self._listen(clock_position)
+
+    def _listen(self, clock_position: int) -> None:
+        """Read the clock, and samples once there is a clock to date them by."""
+        self.close()
+        inputs = self.positions if self._clock is not None else {}
+        self._consumer = self._broker.consumer(
+            {CLOCK: clock_position} | inputs, group=f"gpuloop-{STAGE}"
+        )
+
+    def _patience_us(self) -> int:
+        """Return how long to wait for samples before a tick is due."""
+        if self._clock is None:
+            return PATIENCE_US
+        step_us = tick_step_us(self._clock.anchor.speed)
+        next_us = (self._ticked_us // step_us + 1) * step_us
+        return min(max(self._clock.wall_at(next_us) - self._wall(), 0), PATIENCE_US)
+
+
+def _sample(record: Record, fleet: str, now_us: int) -> GpuSample:
+    message = receive(record, fleet).message
+    if not isinstance(message, GpuSample):
+        raise BadInput("unknown_type", f"{SAMPLES} carries samples of GPUs")
+    refuse_future(message.event_time_us, now_us)
+    return message
+
+
+def chunks(sampled: Sequence[Sampled]) -> list[list[Sampled]]:
+    """Return the samples cut where a frame would grow past `MAX_FRAME_BYTES`."""
+    found: list[list[Sampled]] = []
+    size = MAX_FRAME_BYTES
+    for item in sampled:
+        sample = item.sample
+        words = sample.node + sample.pool + sample.rack + sample.gpu_model + sample.billing
+        cost = 48 + len(words.encode()) + 4 * len(FRAME_COLUMNS) * len(sample.gpu_ids)
+        if size + cost > MAX_FRAME_BYTES:
+            found.append([])
+            size = 0
+        found[-1].append(item)
+        size += cost
+    return found
+
+
+def framed_through(newest_first: Iterable[Record]) -> int | None:
+    """Return the position in the newest frame that carries one, or None."""
+    for record in newest_first:
+        value = record.header(FRAMED_THROUGH)
+        if value is not None and value.isdecimal():
+            return int(value)
+    return None

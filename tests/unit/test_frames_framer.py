@@ -1,0 +1,136 @@
+"""The framer on a broker in memory."""
+
+from gpuloop.loop.shells.broker import Partition
+from gpuloop.loop.shells.framer import Framer, tick_step_us
+from gpuloop.loop.shells.memory import MemoryBroker
+from gpuloop.schemas.codec import Encoded, decode, encode
+from gpuloop.schemas.messages import ClockAnchor, DeadLetter, Frame, GpuSample
+
+START = 1_500_000_000_000_000
+MINUTE = 60_000_000
+
+
+class Wall:
+    def __init__(self) -> None:
+        self.us = 0
+
+    def __call__(self) -> int:
+        return self.us
+
+
+def anchored(wall: Wall) -> MemoryBroker:
+    broker = MemoryBroker(wall=wall)
+    anchor = ClockAnchor(
+        fleet="local", world="w", anchor_us=START, anchor_wall_us=0, speed=60.0
+    )
+    broker.produce([encode("telemetry.clock", "local", anchor, event_id="c", source="test")])
+    return broker
+
+
+def sample(node: str, seq: int, *, at: int = START, fleet: str = "local") -> Encoded:
+    message = GpuSample(
+        fleet=fleet,
+        node=node,
+        pool="h100",
+        rack="r1",
+        gpu_model="H100",
+        billing="spot",
+        event_time_us=at,
+        boot=1,
+        seq=seq,
+        gpu_ids=("a", "b"),
+        power_watts=(300.0, None),
+    )
+    return encode("telemetry.gpu", node, message, event_id=f"{node}/{seq}", source="test")
+
+
+def framed(broker: MemoryBroker) -> list[Frame]:
+    logs = [broker.logs[Partition("internal.frames", n)] for n in range(4)]
+    frames = [decode(record) for log in logs for record in log]
+    assert all(isinstance(frame, Frame) for frame in frames)
+    return [frame for frame in frames if isinstance(frame, Frame)]
+
+
+def names(broker: MemoryBroker) -> list[tuple[str, int]]:
+    return sorted(
+        (node, seq)
+        for frame in framed(broker)
+        for node, seq in zip(frame.nodes, frame.seqs, strict=True)
+    )
+
+
+def test_samples_keep_their_partition_and_none_is_lost_over_a_restart() -> None:
+    wall = Wall()
+    broker = anchored(wall)
+    sent = [sample(f"n{i}", 1) for i in range(20)]
+    placed = broker.produce(sent)
+    first = Framer(broker, "local", wall=wall)
+    first.open()
+    assert first.advance().samples == 20
+    broker.produce([sample(f"n{i}", 2) for i in range(20)])
+    second = Framer(broker, "local", wall=wall)
+    second.open()
+    second.advance()
+    assert names(broker) == sorted((f"n{i}", seq) for i in range(20) for seq in (1, 2))
+    home = {record.key.decode(): at.partition.number for record, at in zip(sent, placed, strict=True)}
+    assert all(home[node] == frame.partition for frame in framed(broker) for node in frame.nodes)
+
+
+def test_no_sample_is_read_before_a_clock_is_known() -> None:
+    wall = Wall()
+    broker = MemoryBroker(wall=wall)
+    broker.produce([sample("n1", 1)])
+    framer = Framer(broker, "local", wall=wall)
+    framer.open()
+    framer.advance()
+    assert not framer.has_clock
+    assert framed(broker) == []
+    anchor = ClockAnchor(
+        fleet="local", world="w", anchor_us=START, anchor_wall_us=0, speed=60.0
+    )
+    broker.produce([encode("telemetry.clock", "local", anchor, event_id="c", source="test")])
+    framer.advance()
+    framer.advance()
+    assert names(broker) == [("n1", 1)]
+
+
+def test_bad_samples_go_whole_to_deadletters_and_the_rest_goes_on() -> None:
+    wall = Wall()
+    broker = anchored(wall)
+    broken = Encoded(topic="telemetry.gpu", key=b"n1", headers=(), value=b'{"node": ', partition=0)
+    broker.produce(
+        [
+            broken,
+            sample("n2", 1, fleet="elsewhere"),
+            sample("n3", 1, at=START + 100 * MINUTE),
+            sample("n4", 1),
+        ]
+    )
+    framer = Framer(broker, "local", wall=wall)
+    framer.open()
+    done = framer.advance()
+    assert done.samples == 1
+    assert names(broker) == [("n4", 1)]
+    letters = [decode(r) for r in broker.logs[Partition("deadletters", 0)]]
+    reasons = sorted(letter.reason for letter in letters if isinstance(letter, DeadLetter))
+    assert reasons == ["out_of_range", "unknown_type", "wrong_fleet"]
+
+
+def test_every_fleet_minute_has_its_tick_on_every_partition() -> None:
+    wall = Wall()
+    broker = anchored(wall)
+    framer = Framer(broker, "local", wall=wall)
+    framer.open()
+    for second in range(1, 4):
+        wall.us = second * 1_000_000
+        framer.advance()
+    ticks = [(f.partition, f.tick_us) for f in framed(broker)]
+    expected = [(p, START + k * MINUTE) for p in range(4) for k in (1, 2, 3)]
+    assert ticks == expected
+
+
+def test_steps_between_ticks_are_parts_of_a_minute_and_at_most_one_wall_second() -> None:
+    speeds = (0.01, 0.5, 1, 7, 45, 60, 600, 100_000)
+    steps = [tick_step_us(speed) for speed in speeds]
+    assert steps == [10_000, 500_000, 1_000_000, 6_000_000, 30_000_000, MINUTE, MINUTE, MINUTE]
+    assert all(MINUTE % step == 0 for step in steps)

@@ -24,6 +24,7 @@ if not (3, 11) <= sys.version_info[:2] < (3, 14):
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "gpuloop-setup"
 GIB = 1 << 30
 TORCH_BUILD = re.compile(r"(torch|triton|cuda-.*|nvidia-(?!ml-py).*)==(\S+)")
@@ -42,17 +43,21 @@ def main() -> int:
     torch_index = options.torch_index or torch_index
     locks = [ROOT / "requirements" / f"{name}.txt" for name in lock_names(extras)]
     wanted = fingerprint(locks, torch_index)
-    if wanted == done and usable():
+    whole = bool(done) and PYTHON.exists()
+    if whole and wanted == done:
         return 0
     try:
-        set_up(locks, torch_index, options.disk_gib)
+        if not whole:
+            make_environment(options.disk_gib)
+        remember(extras, torch_index, "")
+        install(locks, torch_index)
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("setup: stopped; a repeat goes on from here", file=sys.stderr)
         return 130
-    STAMP.write_text(f"{extras}\n{torch_index}\n{wanted}\n")
+    remember(extras, torch_index, wanted)
     say("ready")
     return 0
 
@@ -67,10 +72,19 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def remembered() -> "tuple[str, str, str]":
-    """Return extras, torch's index and fingerprint of the last set-up that came to its end."""
+    """Return what was last asked for, and its fingerprint if that set-up came to its end.
+
+    Without a fingerprint a package may be there in part, and the installers would not notice.
+    """
     lines = STAMP.read_text().splitlines() if STAMP.exists() else []
-    extras, torch_index, done = lines if len(lines) == 3 else ("", "", "")
-    return extras, torch_index, done
+    root, extras, torch_index, done = lines if len(lines) == 4 else ("", "", "", "")
+    # A copy of another checkout's environment does not count: scripts carry absolute paths.
+    return extras, torch_index, done if root == str(ROOT) else ""
+
+
+def remember(extras: str, torch_index: str, done: str) -> None:
+    """Write what `remembered` reads."""
+    STAMP.write_text(f"{ROOT}\n{extras}\n{torch_index}\n{done}\n")
 
 
 def lock_names(extras: str) -> "list[str]":
@@ -90,25 +104,13 @@ def fingerprint(locks: "list[Path]", torch_index: str) -> str:
     return digest.hexdigest()
 
 
-def usable() -> bool:
-    """Say whether `.venv` works and was made here: its scripts carry its absolute path."""
-    script = VENV / "bin" / "pip"
-    if not script.exists() or not (VENV / "bin" / "python").exists():
-        return False
-    return script.open(errors="replace").readline().startswith(f"#!{VENV}{os.sep}")
-
-
-def set_up(locks: "list[Path]", torch_index: str, disk_gib: float) -> None:
-    """Install everything. What an interrupted run has downloaded is not fetched again."""
-    if not usable():
-        check_disk(disk_gib)
-        make_environment()
-    python = str(VENV / "bin" / "python")
-    environment = os.environ | index_settings(python)
+def install(locks: "list[Path]", torch_index: str) -> None:
+    """Install everything. What an earlier run has downloaded is not fetched again."""
+    environment = os.environ | index_settings()
     environment["VIRTUAL_ENV"] = str(VENV)
     bootstrap = str(locks[0])
     say("installing uv")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     run([*pip, "--require-hashes", "--only-binary", ":all:", "-r", bootstrap], os.environ)
     uv = [str(VENV / "bin" / "uv"), "pip"]
     say("installing the locked packages; a repeat goes on where this stops")
@@ -123,18 +125,10 @@ def set_up(locks: "list[Path]", torch_index: str, disk_gib: float) -> None:
     run([*uv, "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", "."], environment)
 
 
-def check_disk(disk_gib: float) -> None:
-    """Refuse to start a download of several GB that this disk cannot hold."""
-    free = shutil.disk_usage(ROOT).free / GIB
-    if free < disk_gib:
-        raise SetupError(
-            f"needs about {disk_gib:g} GiB of disk (torch alone is 5) and {free:.1f} GiB are free; "
-            "`make setup DISK_GIB=N` asks for less."
-        )
-
-
-def make_environment() -> None:
-    """Make `.venv` with pip in it."""
+def make_environment(disk_gib: float) -> None:
+    """Make `.venv` anew, with pip in it."""
+    if not VENV.exists():  # Else its packages are on this disk already.
+        check_disk(disk_gib)
     for module in ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:
             version = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -146,7 +140,17 @@ def make_environment() -> None:
     run([sys.executable, "-m", "venv", "--clear", str(VENV)], os.environ)
 
 
-def index_settings(python: str) -> "dict[str, str]":
+def check_disk(disk_gib: float) -> None:
+    """Refuse to start a download of several GB that this disk cannot hold."""
+    free = shutil.disk_usage(ROOT).free / GIB
+    if free < disk_gib:
+        raise SetupError(
+            f"needs about {disk_gib:g} GiB of disk (torch alone is 5) and {free:.1f} GiB are free; "
+            "`make setup DISK_GIB=N` asks for less."
+        )
+
+
+def index_settings() -> "dict[str, str]":
     """Return pip's own index settings in uv's words, for uv does not read pip's files."""
     wording = {
         "index-url": "UV_DEFAULT_INDEX",
@@ -155,7 +159,7 @@ def index_settings(python: str) -> "dict[str, str]":
         "cert": "SSL_CERT_FILE",
     }
     listed = subprocess.run(  # noqa: S603
-        [python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+        [str(PYTHON), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     )
     settings = {}
     for line in listed.stdout.splitlines():

@@ -40,10 +40,10 @@ def test_choices_are_remembered_until_set_up_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bootstrap, "STAMP", tmp_path / "stamp")
-    monkeypatch.setattr(bootstrap, "usable", lambda: True)
     asked: list[tuple[list[str], str]] = []
+    monkeypatch.setattr(bootstrap, "make_environment", lambda _: None)
     monkeypatch.setattr(
-        bootstrap, "set_up", lambda locks, index, _: asked.append(([p.stem for p in locks], index))
+        bootstrap, "install", lambda locks, index: asked.append(([p.stem for p in locks], index))
     )
     for arguments in (["--extras", "learn", "--torch-index", "an-index"], [], ["--extras", "all"]):
         monkeypatch.setattr(sys, "argv", ["bootstrap.py", *arguments])
@@ -52,6 +52,26 @@ def test_choices_are_remembered_until_set_up_again(
         (["bootstrap", "base", "learn", "dev"], "an-index"),
         (["bootstrap", "all"], "an-index"),
     ]
+
+
+def test_an_interrupted_environment_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise bootstrap.SetupError("no network")
+
+    made: list[float] = []
+    monkeypatch.setattr(sys, "argv", ["bootstrap.py"])
+    monkeypatch.setattr(bootstrap, "STAMP", tmp_path / "stamp")
+    monkeypatch.setattr(bootstrap, "make_environment", made.append)
+    monkeypatch.setattr(bootstrap, "install", fail)
+    assert bootstrap.main() == 1
+    assert bootstrap.main() == 1
+    assert len(made) == 2
+    monkeypatch.setattr(bootstrap, "install", lambda *_: None)
+    assert bootstrap.main() == 0
+    assert bootstrap.main() == 0
+    assert len(made) == 3
 
 
 def test_torch_from_elsewhere_leaves_its_cuda_libraries_out(
@@ -82,22 +102,17 @@ def test_python_without_venv_is_told_which_package_holds_it(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(bootstrap.SetupError, match=r"lacks the module venv; .*python3\.1\d-venv"):
-        bootstrap.make_environment()
+        bootstrap.make_environment(0)
 
 
 def test_environment_of_another_folder_is_not_taken_for_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bootstrap, "VENV", tmp_path)
-    scripts = tmp_path / "bin"
-    scripts.mkdir()
-    (scripts / "python").symlink_to(sys.executable)
-    pip = scripts / "pip"
-
-    pip.write_text("#!/elsewhere/.venv/bin/python\n")
-    assert not bootstrap.usable()
-    pip.write_text(f"#!{tmp_path}/bin/python\n")
-    assert bootstrap.usable()
+    monkeypatch.setattr(bootstrap, "STAMP", tmp_path / "stamp")
+    bootstrap.remember("learn", "", "digest")
+    assert bootstrap.remembered() == ("learn", "", "digest")
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    assert bootstrap.remembered() == ("learn", "", "")
 
 
 def test_a_new_lock_file_asks_for_a_new_setup(tmp_path: Path) -> None:

@@ -6,17 +6,15 @@ the topic no longer holds is an error, never a silent jump.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import confluent_kafka as ck
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
 
 from gpuloop.loop.shells.broker import BrokerError, Partition, Placed, PositionLost
 from gpuloop.loop.shells.clock import monotonic_us
-from gpuloop.schemas.catalogue import Topic
 from gpuloop.schemas.codec import Encoded, Headers, Record
 from gpuloop.schemas.units import SECOND_US
 
@@ -57,6 +55,14 @@ _FATAL: Final = frozenset(
         ck.KafkaError._UNKNOWN_PARTITION,
         ck.KafkaError.TOPIC_AUTHORIZATION_FAILED,
         ck.KafkaError.GROUP_AUTHORIZATION_FAILED,
+    }
+)
+
+_PASSING: Final = frozenset(
+    {
+        ck.KafkaError.NOT_LEADER_FOR_PARTITION,
+        ck.KafkaError.LEADER_NOT_AVAILABLE,
+        ck.KafkaError.UNKNOWN_TOPIC_OR_PART,  # Just created, and not known everywhere yet.
     }
 )
 
@@ -156,30 +162,6 @@ class KafkaBroker:
         """Return the offset that each partition's next record will get."""
         return {part: self._watermarks(part)[1] for part in partitions}
 
-    def create(self, topics: Iterable[Topic], *, replication: int = 1) -> list[str]:
-        """Create the topics that do not exist yet; return their names."""
-        admin = AdminClient(self._common)
-        present = set(admin.list_topics(timeout=METADATA_TIMEOUT_S).topics)
-        wanted = [
-            NewTopic(
-                self._prefix + topic.name,
-                num_partitions=topic.partitions,
-                replication_factor=replication,
-                config=topic.config,
-            )
-            for topic in topics
-            if self._prefix + topic.name not in present
-        ]
-        if not wanted:
-            return []
-        for name, future in admin.create_topics(wanted).items():
-            try:
-                future.result(METADATA_TIMEOUT_S)
-            except ck.KafkaException as error:
-                if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise BrokerError(f"topic {name}: {error.args[0].str()}") from None
-        return [topic.topic for topic in wanted]
-
     def close(self) -> None:
         """Release connections; unacknowledged writes are given up."""
         with self._lock:
@@ -193,15 +175,20 @@ class KafkaBroker:
 
     def _watermarks(self, part: Partition) -> tuple[int, int]:
         at = ck.TopicPartition(self._prefix + part.topic, part.number)
-        with self._lock:
+        deadline = monotonic_us() + round(METADATA_TIMEOUT_S * SECOND_US)
+        while True:
             try:
-                found = self._metadata().get_watermark_offsets(at, timeout=METADATA_TIMEOUT_S)
+                with self._lock:
+                    found = self._metadata().get_watermark_offsets(at, timeout=METADATA_TIMEOUT_S)
             except ck.KafkaException as error:
+                if error.args[0].code() in _PASSING and monotonic_us() < deadline:
+                    time.sleep(0.1)
+                    continue
                 raise BrokerError(f"{part}: {error.args[0].str()}") from None
-        if found is None:
-            raise BrokerError(f"{part}: no answer within {METADATA_TIMEOUT_S:.0f} s")
-        low, high = found
-        return low, high
+            if found is None:
+                raise BrokerError(f"{part}: no answer within {METADATA_TIMEOUT_S:.0f} s")
+            low, high = found
+            return low, high
 
     def _producer(self) -> ck.Producer:
         if self._lazy_producer is None:

@@ -1,0 +1,1 @@
+"""Record topics to a folder, and run what was recorded through the components again."""

@@ -49,6 +49,7 @@ class Learner:
         self._config = config or RoundConfig()
         self._fleet = process.settings.fleet
         self._key = load_or_create(process.settings.state_dir / KEY_FILE)
+        log.info("signing policies", extra={"public_key": public_hex(self._key)})
         self._experience = Experience()
         ours = [v for v in registry.published(broker) if v.public_key == public_hex(self._key)]
         self._parent, self._weights = self._first_parent(ours)

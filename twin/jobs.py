@@ -1,0 +1,397 @@
+"""The life of a job: quote, queue, start, checkpoint, interruption, migration, end.
+
+Scheduling is first come first served with backfill: what fits may overtake, until the head of the
+queue has waited half an hour; then the roomiest nodes are held for it. Services take free GPUs
+before the queue does, because their load cannot wait.
+"""
+
+from bisect import insort
+from math import ceil
+from typing import Final
+
+from gpuloop.schemas.fleet import Refused
+from gpuloop.schemas.messages.telemetry import Billing
+from gpuloop.schemas.units import MINUTE_US, SECOND_US
+from gpuloop.twin.config import MAX_ATTEMPTS, WAITING_GRACE_US
+from gpuloop.twin.demand import choose_pool, job_class, patience_us, reservation_price
+from gpuloop.twin.draws import lognormal, uniform
+from gpuloop.twin.engine import Engine
+from gpuloop.twin.hardware import Hardware
+from gpuloop.twin.placement import Room, held_for, place
+from gpuloop.twin.state import Job, Kind, Node
+from gpuloop.twin.telemetry import Telemetry
+from gpuloop.twin.workload import JobSpec
+
+HEAD_PATIENCE_US: Final = 30 * MINUTE_US
+BACKFILL_DEPTH: Final = 100
+WARM_START_SECONDS: Final = 5.0
+COLD_START_SECONDS: Final = 45.0
+COLD_START_SIGMA: Final = 0.5
+
+
+class Jobs:
+    """Every accepted job of a world, and the queues of its pools."""
+
+    def __init__(self, engine: Engine, hardware: Hardware, telemetry: Telemetry) -> None:
+        self._engine = engine
+        self._hardware = hardware
+        self._telemetry = telemetry
+
+    def offer(self, spec: JobSpec) -> None:
+        """Quote a price to a job that arrives; it is queued if its tenant accepts."""
+        engine, seed = self._engine, self._engine.config.seed
+        job = self._admit(spec)
+        pool = engine.pool(job.pool)
+        segment = engine.config.segments[job.job_class]
+        engine.state.counters.arrived += 1
+        if reservation_price(seed, job.id, segment, pool.reference) < pool.quote:
+            engine.state.counters.refused += 1
+            self._telemetry.tenant(job, "refused", pool.quote)
+            return
+        self._telemetry.tenant(job, "accepted", pool.quote)
+        self.queue(job)
+        self.schedule(job.pool)
+
+    def resume_all(self, specs: tuple[JobSpec, ...]) -> None:
+        """Place the jobs that run when a world begins, widest first; the rest are queued."""
+        for spec in sorted(specs, key=lambda s: (-s.gpus, s.submitted_us, s.job)):
+            job = self._admit(spec)
+            nodes = self._find(job, self._rooms(job.pool))
+            if nodes is None:
+                self.queue(job)
+            else:
+                self._engine.state.jobs[job.id] = job
+                self._start(job, nodes)
+
+    def queue(self, job: Job) -> None:
+        """Put a new job into its pool's queue."""
+        engine = self._engine
+        engine.state.jobs[job.id] = job
+        self._telemetry.job(job, "submitted")
+        self._enqueue(job)
+        segment = engine.config.segments[job.job_class]
+        wait = patience_us(engine.config.seed, job.id, segment)
+        engine.at(engine.now_us + wait, Kind.JOB_GIVES_UP, job.id)
+
+    def schedule(self, pool: str) -> None:
+        """Start whatever of a pool's services and queue fits now."""
+        self.serve(pool)
+        engine, queue = self._engine, self._engine.pool(pool).queue
+        if not queue:
+            return
+        rooms, too_wide, held = self._rooms(pool), 1 << 30, frozenset[str]()
+        for name in queue[:BACKFILL_DEPTH]:
+            if not rooms:
+                return
+            job = engine.state.jobs[name]
+            if job.gpus >= too_wide:
+                continue
+            open_rooms = [room for room in rooms if room.node not in held]
+            nodes = self._find(job, open_rooms)
+            if nodes is not None:
+                queue.remove(name)
+                self._leave_queue(job)
+                self._start(job, nodes)
+                rooms = self._rooms(pool)
+            elif not held and engine.now_us - job.queued_us >= HEAD_PATIENCE_US:
+                held = held_for(rooms, job.gpus)
+            elif not job.avoid:
+                too_wide = min(too_wide, job.gpus)
+
+    def serve(self, pool: str) -> None:
+        """Give services the GPUs they want from those that are free."""
+        engine = self._engine
+        for name, config in engine.services.items():
+            service = engine.state.services[name]
+            if config.pool != pool or service.gpus >= service.wanted:
+                continue
+            for node in sorted(engine.nodes_of[pool], key=lambda node: (node.free, node.id)):
+                if node.phase != "ready" or node.free == 0 or service.gpus >= service.wanted:
+                    continue
+                count = min(node.free, service.wanted - service.gpus)
+                self._occupy(node, name, count)
+                service.gpus += count
+
+    def release_service(self, name: str, count: int) -> None:
+        """Take GPUs from a service, from the nodes where it holds fewest."""
+        engine = self._engine
+        service = engine.state.services[name]
+        nodes = [n for n in engine.nodes_of[engine.services[name].pool] if name in n.slots]
+        for node in sorted(nodes, key=lambda node: (node.slots.count(name), node.id)):
+            held = min(node.slots.count(name), count)
+            self.clear(node, name, held)
+            service.gpus -= held
+            count -= held
+            if count == 0:
+                return
+
+    def beat(self, name: str, token: int) -> None:
+        """Report a running job's progress, and checkpoint it when that is due."""
+        engine = self._engine
+        job = engine.state.jobs.get(name)
+        if job is None or not job.running or job.run_token != token:
+            return
+        self._settle(job)
+        if engine.config.progress_every_us:
+            self._telemetry.job(job, "progress")
+        if engine.now_us - job.saved_at_us >= engine.config.checkpoint_every_us:
+            job.saved_us, job.saved_at_us = job.done_us, engine.now_us
+            self._telemetry.job(job, "checkpointed")
+        self._next_beat(job)
+
+    def finish(self, name: str, token: int) -> None:
+        """End a job whose work is done; some were doomed by their own code."""
+        engine = self._engine
+        job = engine.state.jobs.get(name)
+        if job is None or not job.running or job.finish_token != token:
+            return
+        job.done_us = job.work_us
+        nodes = self._vacate(job)
+        engine.forget(job)
+        failed = uniform(engine.config.seed, "fails", name) < engine.config.job_failure_share
+        if failed:
+            engine.state.counters.failed += 1
+            self._telemetry.job(job, "failed", reason="application error")
+        else:
+            engine.state.counters.finished += 1
+            self._telemetry.job(job, "finished")
+        self._refresh(nodes)
+        self.schedule(job.pool)
+
+    def interrupt(self, job: Job, reason: str, *, avoid: tuple[str, ...] = ()) -> None:
+        """Throw a job back to its last checkpoint and into the queue, or give it up."""
+        engine = self._engine
+        self._settle(job)
+        lost = (job.done_us - job.saved_us) * job.gpus
+        job.done_us = job.saved_us
+        engine.state.books.book(job.pool, "disruption_penalty", lost * job.price)
+        nodes = self._vacate(job)
+        job.avoid = list(avoid)
+        if job.attempt >= MAX_ATTEMPTS:
+            engine.forget(job)
+            engine.state.counters.failed += 1
+            self._telemetry.job(job, "failed", lost_gpu_us=lost, reason=f"gave up: {reason}")
+        else:
+            engine.state.counters.preempted += 1
+            self._telemetry.job(job, "preempted", lost_gpu_us=lost, reason=reason)
+            job.nodes = []
+            self._enqueue(job)
+        self._refresh(nodes)
+
+    def give_up(self, name: str) -> None:
+        """Cancel a job that has never been started and whose tenant's patience is over."""
+        engine = self._engine
+        job = engine.state.jobs.get(name)
+        if job is None or job.running or job.attempt > 0:
+            return
+        engine.pool(job.pool).queue.remove(name)
+        self._leave_queue(job)
+        engine.forget(job)
+        engine.state.counters.cancelled += 1
+        self._telemetry.job(job, "cancelled", reason="waited too long")
+        self._telemetry.tenant(job, "cancelled", job.price)
+
+    def grace_over(self, name: str, token: int) -> None:
+        """Start charging for a job that has waited beyond the grace period."""
+        engine = self._engine
+        job = engine.state.jobs.get(name)
+        if job is None or job.running or job.run_token != token:
+            return
+        job.waiting_charged = True
+        rate = job.gpus * job.price
+        engine.state.books.change(job.pool, "waiting_penalty", rate, engine.now_us)
+
+    def migrate(self, job: Job, pool: str, avoid: tuple[str, ...]) -> None:
+        """Move a running job from its last state to other nodes, at the price of a pause.
+
+        Raises:
+            Refused: `no_capacity` when there is no room elsewhere; nothing has changed.
+
+        """
+        engine, config = self._engine, self._engine.config
+        rooms = [room for room in self._rooms(pool) if room.node not in avoid]
+        rooms = self._with_own_room(job, pool, avoid, rooms)
+        nodes = self._find(job, rooms)
+        if nodes is None:
+            raise Refused("no_capacity", f"no room for {job.gpus} GPUs in {pool} elsewhere")
+        self._settle(job)
+        lost = config.migration_pause_us * job.gpus
+        keyed = (config.seed, "migration", job.id, job.generation)
+        if uniform(*keyed) < config.migration_failure_share:
+            lost += (job.done_us - job.saved_us) * job.gpus
+            job.done_us = job.saved_us
+        left = self._vacate(job)
+        source = job.pool
+        job.pool, job.generation = pool, job.generation + 1
+        engine.state.books.book(pool, "disruption_penalty", lost * job.price)
+        job.saved_us, job.saved_at_us = job.done_us, engine.now_us
+        self._settle_in(job, nodes, pause_us=config.migration_pause_us)
+        engine.state.counters.migrated += 1
+        self._telemetry.job(job, "migrated", lost_gpu_us=lost, reason=f"from {source}")
+        self._refresh(left)
+        self.schedule(source)
+
+    def health_changed(self, node: Node) -> None:
+        """Let a node's jobs go at the speed it now allows, and every node they run on feel it."""
+        jobs = self._engine.state.jobs
+        touched = {node.id: node}
+        for name in sorted({slot for slot in node.slots if slot in jobs}):
+            job = jobs[name]
+            self._settle(job)
+            self._pace(job)
+            for other in job.nodes:
+                touched[other] = self._engine.state.nodes[other]
+        self._refresh([touched[name] for name in sorted(touched)])
+
+    def clear(self, node: Node, name: str, count: int) -> None:
+        """Free some of the GPUs that a job or service holds on a node."""
+        for index, slot in enumerate(node.slots):
+            if count and slot == name:
+                node.slots[index] = ""
+                node.free += 1
+                count -= 1
+        self._hardware.refresh(node)
+
+    def _admit(self, spec: JobSpec) -> Job:
+        engine = self._engine
+        pool = choose_pool(engine.config.seed, spec, engine.config.pools)
+        return Job(
+            id=spec.job,
+            pool=pool.name,
+            home=pool.name,
+            tenant=spec.tenant,
+            job_class=job_class(spec),
+            gpus=spec.gpus,
+            submitted_us=spec.submitted_us,
+            work_us=spec.work_us,
+            price=engine.pool(pool.name).quote,
+        )
+
+    def _enqueue(self, job: Job) -> None:
+        engine = self._engine
+        job.running, job.queued_us = False, engine.now_us
+        job.run_token += 1
+        jobs = engine.state.jobs
+        insort(
+            engine.pool(job.pool).queue, job.id, key=lambda name: (jobs[name].submitted_us, name)
+        )
+        engine.at(engine.now_us + WAITING_GRACE_US, Kind.JOB_GRACE_OVER, job.id, job.run_token)
+
+    def _leave_queue(self, job: Job) -> None:
+        engine = self._engine
+        if job.waiting_charged:
+            job.waiting_charged = False
+            rate = job.gpus * job.price
+            engine.state.books.change(job.pool, "waiting_penalty", -rate, engine.now_us)
+
+    def _start(self, job: Job, nodes: tuple[tuple[str, int], ...]) -> None:
+        engine = self._engine
+        warm = all(engine.state.nodes[name].tenant == job.tenant for name, _ in nodes)
+        job.attempt += 1
+        if job.attempt == 1:
+            engine.state.counters.started += 1
+            if job.queued_us:
+                engine.state.counters.wait_us += engine.now_us - job.queued_us
+        median = WARM_START_SECONDS if warm else COLD_START_SECONDS
+        keyed = (engine.config.seed, "start", job.id, job.attempt)
+        pause = round(lognormal(median, COLD_START_SIGMA, *keyed) * SECOND_US)
+        job.saved_at_us = engine.now_us
+        self._settle_in(job, nodes, pause_us=pause)
+        self._telemetry.job(job, "started", reason="warm" if warm else "cold")
+
+    def _settle_in(self, job: Job, nodes: tuple[tuple[str, int], ...], *, pause_us: int) -> None:
+        engine = self._engine
+        job.running = True
+        job.run_token += 1
+        job.avoid = []
+        job.nodes = sorted(name for name, _ in nodes)
+        job.mark_us = engine.now_us + pause_us
+        for name, count in nodes:
+            self._occupy(engine.state.nodes[name], job.id, count)
+            engine.state.nodes[name].tenant = job.tenant
+        self._pace(job)
+        self._refresh([engine.state.nodes[name] for name in job.nodes])
+        engine.state.books.change(job.pool, "revenue", job.gpus * job.price, engine.now_us)
+        self._next_beat(job)
+
+    def _vacate(self, job: Job) -> list[Node]:
+        """Take a running job off its nodes and return them; they still need a refresh."""
+        engine = self._engine
+        left = []
+        for name in job.nodes:
+            node = engine.state.nodes[name]
+            node.slots = ["" if slot == job.id else slot for slot in node.slots]
+            node.free = node.slots.count("")
+            if node.phase == "draining":
+                engine.emptied.add(node.pool)
+            left.append(node)
+        job.running = False
+        job.run_token += 1
+        job.finish_token += 1
+        engine.state.books.change(job.pool, "revenue", -job.gpus * job.price, engine.now_us)
+        return left
+
+    def _settle(self, job: Job) -> None:
+        """Bring a running job's work up to now; before its mark it is still starting."""
+        now = self._engine.now_us
+        if now > job.mark_us:
+            done = int((now - job.mark_us) * self._rate(job))
+            job.done_us = min(job.done_us + done, job.work_us)
+            job.mark_us = now
+
+    def _pace(self, job: Job) -> None:
+        """Take the speed of a job's nodes and set the timer of its end."""
+        job.health = self._hardware.speed(job)
+        job.finish_token += 1
+        left = ceil((job.work_us - job.done_us) / self._rate(job))
+        self._engine.at(job.mark_us + left, Kind.JOB_FINISH, job.id, job.finish_token)
+
+    def _rate(self, job: Job) -> float:
+        models = self._engine.models
+        return job.health * models[job.pool].speed / models[job.home].speed
+
+    def _next_beat(self, job: Job) -> None:
+        config = self._engine.config
+        every = config.progress_every_us or config.checkpoint_every_us
+        if every:
+            at_us = self._engine.now_us + every
+            self._engine.at(at_us, Kind.JOB_BEAT, job.id, job.run_token)
+
+    def _occupy(self, node: Node, name: str, count: int) -> None:
+        for index, slot in enumerate(node.slots):
+            if count and not slot:
+                node.slots[index] = name
+                node.free -= 1
+                count -= 1
+        self._hardware.refresh(node)
+
+    def _refresh(self, nodes: list[Node]) -> None:
+        for node in nodes:
+            self._hardware.refresh(node)
+
+    def _rooms(self, pool: str) -> list[Room]:
+        return [
+            Room(node.id, node.rack, node.billing, node.free, len(node.slots))
+            for node in self._engine.nodes_of[pool]
+            if node.free and node.phase == "ready"
+        ]
+
+    def _with_own_room(
+        self, job: Job, pool: str, avoid: tuple[str, ...], rooms: list[Room]
+    ) -> list[Room]:
+        """Count the GPUs a job would free itself on nodes it need not avoid."""
+        if pool != job.pool:
+            return rooms
+        own = []
+        for name in job.nodes:
+            node = self._engine.state.nodes[name]
+            if name not in avoid and node.phase == "ready":
+                free = node.free + node.slots.count(job.id)
+                own.append(Room(name, node.rack, node.billing, free, len(node.slots)))
+        return sorted([room for room in rooms if room.node not in job.nodes] + own)
+
+    def _find(self, job: Job, rooms: list[Room]) -> tuple[tuple[str, int], ...] | None:
+        if job.avoid:
+            rooms = [room for room in rooms if room.node not in job.avoid]
+        prefer: Billing = "on_demand" if job.job_class == "training" else "spot"
+        return place(rooms, job.gpus, prefer)

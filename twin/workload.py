@@ -1,0 +1,244 @@
+"""Which jobs arrive when: the Philly trace, or else a generator calibrated on it.
+
+A workload is a function of the hour: asking twice gives the same jobs, so a world saves only how
+far it has come. Job names derive from the submission time, not from the position in a file, so a
+job meets the same luck whichever weeks of the trace a folder holds.
+"""
+
+import gzip
+import itertools
+from bisect import bisect_left
+from csv import DictReader
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Final, Protocol, get_args
+
+import numpy as np
+
+from gpuloop.schemas.units import HOUR_US, SECOND_US
+from gpuloop.twin.config import Shape, SizeClass
+from gpuloop.twin.draws import generator, normal, uniform
+
+JOBS: Final = "philly/jobs.csv.gz"
+DAY_US: Final = 24 * HOUR_US
+LONG_US: Final = 4 * HOUR_US
+MAX_GPUS: Final = 64
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class JobSpec:
+    """A job as its tenant asks for it; `work_us` is its duration on healthy GPUs."""
+
+    submitted_us: int
+    job: str
+    gpus: int
+    work_us: int
+    tenant: str
+
+
+def size_class(gpus: int, work_us: int) -> SizeClass:
+    """Return the class by which a job finds its pool."""
+    if gpus > 2:
+        return "gang"
+    return "long" if gpus == 2 or work_us >= LONG_US else "small"
+
+
+class Workload(Protocol):
+    """Jobs by hour. `name` says which workload it is, `start_us` where a world on it begins."""
+
+    @property
+    def name(self) -> str:
+        """Return what is replayed or generated, as shown to people."""
+        ...
+
+    @property
+    def start_us(self) -> int:
+        """Return the fleet time at which a world on this workload begins."""
+        ...
+
+    def arrivals(self, hour: int) -> tuple[JobSpec, ...]:
+        """Return the jobs submitted in hour `hour` since 1970, in order of submission."""
+        ...
+
+    def running_at(self, at_us: int) -> tuple[JobSpec, ...]:
+        """Return the jobs that run at `at_us` if nothing ever waited, with what remains of them."""
+        ...
+
+
+def build_workload(
+    traces: Path | None, which: str, *, start_us: int, seed: int, shape: Shape
+) -> Workload:
+    """Return the workload called `which`.
+
+    `philly` and `generator[:shape]` are meant literally; `auto` is the trace where it is at hand.
+
+    Raises:
+        ValueError: there is no such workload, or no trace in the folder.
+
+    """
+    path = None if traces is None else traces / JOBS
+    kind, _, wanted = which.partition(":")
+    if kind == "philly" or (kind in ("auto", "") and path is not None and path.is_file()):
+        if path is None or not path.is_file():
+            raise ValueError(f"workload philly needs {JOBS} in the folder of traces")
+        return Philly(path, start_us)
+    shapes = get_args(Shape)
+    if kind not in ("auto", "", "generator") or (wanted and wanted not in shapes):
+        raise ValueError(f"no workload {which!r}: philly, generator:{'|'.join(shapes)}, auto")
+    chosen: Shape = next((s for s in shapes if s == wanted), shape)
+    return Generator(chosen, seed, start_us)
+
+
+class Philly:
+    """The published jobs, replayed at their own times."""
+
+    name = "philly"
+
+    def __init__(self, path: Path, start_us: int) -> None:
+        self._jobs = read_philly(path)
+        self._times = [job.submitted_us for job in self._jobs]
+        inside = self._times[0] <= start_us <= self._times[-1]
+        self.start_us = start_us if inside else self._times[0] // DAY_US * DAY_US
+
+    def arrivals(self, hour: int) -> tuple[JobSpec, ...]:
+        """Return the jobs of one hour."""
+        first = bisect_left(self._times, hour * HOUR_US)
+        return self._jobs[first : bisect_left(self._times, (hour + 1) * HOUR_US)]
+
+    def running_at(self, at_us: int) -> tuple[JobSpec, ...]:
+        """Return the jobs under way at `at_us`."""
+        return _under_way(self._jobs[: bisect_left(self._times, at_us)], at_us)
+
+
+def _under_way(jobs: tuple[JobSpec, ...], at_us: int) -> tuple[JobSpec, ...]:
+    return tuple(
+        JobSpec(job.submitted_us, job.job, job.gpus, job.submitted_us + job.work_us - at_us,
+                job.tenant)
+        for job in jobs
+        if job.submitted_us + job.work_us > at_us
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def read_philly(path: Path) -> tuple[JobSpec, ...]:
+    """Return the jobs of a file of Philly's layout, in order of submission.
+
+    Raises:
+        ValueError: a column is missing or the file has no job.
+
+    """
+    rows = []
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
+        try:
+            for row in DictReader(lines):
+                at = datetime.fromisoformat(row["timestamp"]).replace(tzinfo=UTC)
+                gpus, seconds = int(float(row["num_gpus"])), float(row["duration"])
+                rows.append((int(at.timestamp()), gpus, round(seconds), row["cluster"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not laid out like the Philly jobs: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} holds no job")
+    rows.sort()
+    jobs: list[JobSpec] = []
+    for second, same in itertools.groupby(rows, key=lambda row: row[0]):
+        for twin, (_, gpus, seconds, cluster) in enumerate(same):
+            jobs.append(
+                JobSpec(second * SECOND_US, f"philly-{second}-{twin}", min(max(gpus, 1), MAX_GPUS),
+                        max(seconds, 1) * SECOND_US, cluster)
+            )  # fmt: skip
+    return tuple(jobs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A mixture component: share of jobs, GPUs, lognormal duration in seconds."""
+
+    share: float
+    gpus: int
+    log_mean: float
+    log_sd: float
+
+
+KINDS: Final = (
+    _Kind(0.886, 1, 6.50, 1.64),
+    _Kind(0.052, 1, 10.80, 1.07),
+    _Kind(0.019, 2, 4.59, 3.52),
+    _Kind(0.023, 4, 9.14, 2.78),
+    _Kind(0.018, 8, 9.64, 2.89),
+    _Kind(0.002, 16, 9.23, 3.48),
+)
+"""Philly's jobs by size and length: shares, and mean and deviation of the log of the duration."""
+
+TENANTS: Final = ("6214e9", "11cb48", "6c71a0", "ee9e8c", "ed69ec", "103959", "e13805")
+TENANT_SHARES: Final = (0.55, 0.20, 0.12, 0.05, 0.03, 0.03, 0.02)
+JOBS_PER_HOUR: Final = 50.0
+LONGEST_SECONDS: Final = 4 * 86_400
+WARM_UP_HOURS: Final = 96
+
+
+class Generator:
+    """Poisson arrivals with Philly's sizes and lengths; the shape is in the rate.
+
+    `steady` has a constant rate, `cyclical` follows day and week, `bursty` multiplies the cycle by
+    a lognormal factor per hour (log deviation 1, mean 1: on 16 to 18 October the hourly counts of
+    Philly have about that). Durations end at four days, where the fitted tail would go on, which
+    brings the load of 50 jobs an hour near the 500 GPUs that Philly keeps busy.
+    """
+
+    def __init__(self, shape: Shape, seed: int, start_us: int) -> None:
+        self.name = f"generator:{shape}"
+        self.start_us = start_us
+        self._shape: Shape = shape
+        self._seed = seed
+        self._cached = cache(self._draw)
+
+    def arrivals(self, hour: int) -> tuple[JobSpec, ...]:
+        """Return the jobs of one hour."""
+        return self._cached(hour)
+
+    def running_at(self, at_us: int) -> tuple[JobSpec, ...]:
+        """Return the jobs under way at `at_us` after four days without a queue."""
+        hour = at_us // HOUR_US
+        before = itertools.chain.from_iterable(
+            self.arrivals(past) for past in range(max(hour - WARM_UP_HOURS, 0), hour)
+        )
+        return _under_way(tuple(before), at_us)
+
+    def rate(self, hour: int) -> float:
+        """Return the expected number of jobs in an hour."""
+        if self._shape == "steady":
+            return JOBS_PER_HOUR
+        day = np.cos(2 * np.pi * ((hour % 24) - 15) / 24)
+        weekend = (hour // 24 + 4) % 7 in (0, 6)
+        cycle = (1 + 0.6 * float(day)) * (0.5 if weekend else 1.2)
+        if self._shape == "cyclical":
+            return JOBS_PER_HOUR * cycle
+        burst = float(np.exp(normal(self._seed, "burst", hour) - 0.5))
+        return JOBS_PER_HOUR * cycle * burst
+
+    def _draw(self, hour: int) -> tuple[JobSpec, ...]:
+        rng = generator(self._seed, "arrivals", hour)
+        count = int(rng.poisson(self.rate(hour)))
+        at = np.sort(rng.integers(0, HOUR_US // SECOND_US, count))
+        kinds = rng.choice(len(KINDS), count, p=[kind.share for kind in KINDS])
+        scores = rng.standard_normal(count)
+        tenants = rng.choice(len(TENANTS), count, p=TENANT_SHARES)
+        jobs = []
+        for index in range(count):
+            kind = KINDS[int(kinds[index])]
+            seconds = np.exp(kind.log_mean + kind.log_sd * scores[index])
+            seconds = int(min(max(seconds, 1.0), LONGEST_SECONDS))
+            jobs.append(
+                JobSpec(hour * HOUR_US + int(at[index]) * SECOND_US, f"job-{hour}-{index}",
+                        kind.gpus, seconds * SECOND_US, TENANTS[int(tenants[index])])
+            )  # fmt: skip
+        return tuple(jobs)
+
+
+def kept(jobs: tuple[JobSpec, ...], share: float, seed: int) -> tuple[JobSpec, ...]:
+    """Return the share of jobs a world keeps; a smaller share is a subset of a larger one."""
+    if share >= 1.0:
+        return jobs
+    return tuple(job for job in jobs if uniform(seed, "kept", job.job) < share)

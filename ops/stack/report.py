@@ -128,7 +128,7 @@ def lines(report: Report) -> list[str]:
         f"proposals           {report.proposals:,}",
         f"reward              {report.reward_total:+,.2f} USD",
         *(f"  {name:<18}{amount:+,.2f} USD" for name, amount in report.rewards.items()),
-        f"policy              alpha {report.alpha:.2f}; versions published: {report.policy_versions}",
+        f"policy              alpha {report.alpha:.2f}, published {report.policy_versions}",
         f"causes named        {report.causes:,}",
         f"audit               {report.audit_records:,} records, "
         + ("verified" if report.audit_ok else f"NOT verified: {report.audit_problem}"),
@@ -141,4 +141,3 @@ def lines(report: Report) -> list[str]:
             f"under the policy, {report.reward_simulated_rule:+,.2f} USD under the rule",
         )
     return text
-

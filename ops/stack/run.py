@@ -277,7 +277,7 @@ class _Run:
             )
 
     def _save(self) -> None:
-        settings, supervisor = self._stack.settings, self._supervisor
+        supervisor = self._supervisor
         write(
             self._layout.state,
             StackState(
@@ -285,12 +285,7 @@ class _Run:
                 pid=os.getpid(),
                 created=process.created(os.getpid()) or 0.0,
                 started_wall_us=self._started_wall_us,
-                bootstrap_servers=settings.bootstrap_servers,
-                own_kafka=not self._stack.options.existing_cluster,
-                topic_prefix=settings.topic_prefix,
-                fleet=settings.fleet,
-                postgres_dsn=settings.postgres_dsn,
-                clickhouse_url=settings.clickhouse_url,
+                environment=self._stack.settings.environment(),
                 resident_bytes=supervisor.resident_bytes,
                 resident_peak_bytes=supervisor.resident_peak_bytes,
                 processes=supervisor.states(),

@@ -33,12 +33,8 @@ class StackState(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     created: float
     started_wall_us: int
-    bootstrap_servers: str
-    own_kafka: bool
-    topic_prefix: str
-    fleet: str
-    postgres_dsn: str
-    clickhouse_url: str
+    environment: dict[str, str]
+    """The settings that its services share, as `GPULOOP_*` variables."""
     resident_bytes: int
     resident_peak_bytes: int
     processes: tuple[ProcessState, ...]

@@ -1,0 +1,195 @@
+"""One readable line per message, for terminals. Pure."""
+
+from base64 import b64decode
+from datetime import UTC, datetime
+from typing import Final
+
+from gpuloop.schemas.codec import BadInput, Record, decode
+from gpuloop.schemas.messages import (
+    Anomaly,
+    Approval,
+    AuditCheckpoint,
+    AuditRecord,
+    Cause,
+    ClockAnchor,
+    Command,
+    Control,
+    DeadLetter,
+    Decision,
+    Fault,
+    Forecast,
+    JobEvent,
+    Message,
+    Offer,
+    Outcome,
+    PolicyVersion,
+    PoolState,
+    Proposal,
+    ResourceSample,
+    Reward,
+    ServiceSample,
+)
+from gpuloop.schemas.messages.control import scope
+from gpuloop.schemas.units import USD_MICROS
+
+SHORT: Final = 12
+
+
+def when(time_us: int) -> str:
+    """Return fleet or wall time as date and time to the second."""
+    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def usd(micros: int) -> str:
+    """Return a signed amount of US dollars."""
+    return f"{micros / USD_MICROS:+,.2f} USD"
+
+
+def line(message: Message, timestamp_ms: int = 0) -> str:
+    """Return the message in one line: when, what, why."""
+    stamp = when(_time_us(message) or timestamp_ms * 1000)
+    return f"{stamp}  {_what(message)}"
+
+
+def _time_us(message: Message) -> int | None:
+    for name in ("event_time_us", "tick_us", "issued_at_us", "start_us", "fetched_at_us"):
+        value = getattr(message, name, None)
+        if isinstance(value, int):
+            return value
+    return message.command.issued_at_us if isinstance(message, Proposal) else None
+
+
+def _what(message: Message) -> str:
+    match message:
+        case Command():
+            return _command(message)
+        case Proposal(command=command, state=state):
+            until = f", answer by {when(message.answer_by_wall_us)} UTC"
+            return f"{state:<9}{_command(command)}{until if state == 'awaiting' else ''}"
+        case Outcome():
+            detail = f": {message.detail}" if message.detail else ""
+            reason = "" if message.reason == "ok" else f" ({message.reason})"
+            return (
+                f"{message.status:<9}{message.actuator:<10} {message.target}{reason}{detail}"
+                f"  [{message.command_id[:SHORT]}]"
+            )
+        case Decision():
+            why_not = f"  not more: {message.why_not}" if message.why_not else ""
+            return f"{message.pool:<6} {message.summary}{why_not}"
+        case Reward():
+            parts = ", ".join(f"{k} {usd(v)}" for k, v in sorted(message.components.items()) if v)
+            return f"{message.pool:<6} {usd(message.total_usd_micros)}  {parts}"
+        case Cause() | Anomaly() | Fault() | Forecast():
+            return _insight(message)
+        case AuditRecord():
+            return _audited(message)
+        case AuditCheckpoint():
+            heads = len(message.heads)
+            return f"checkpoint {message.number} over {heads} chains  {message.hash[:SHORT]}"
+        case Control():
+            reason = f": {message.reason}" if message.reason else ""
+            return f"{scope(message.body):<28} by {message.by}{reason}  {_body(message)}"
+        case Approval():
+            word = "approved" if message.approve else "vetoed"
+            return f"{message.command_id[:SHORT]} {word} by {message.by} {message.reason}".rstrip()
+        case PolicyVersion():
+            return f"{message.policy_id}  alpha {message.alpha:.2f}  {message.summary}"
+        case DeadLetter():
+            at = f"{message.topic}/{message.partition}@{message.offset}"
+            return f"{message.stage} refused {at}: {message.reason}, {message.detail}"
+        case _:
+            return _telemetry(message)
+
+
+def _command(command: Command) -> str:
+    return (
+        f"{command.actuator:<10} {command.summary}  {usd(command.usd_micros_per_hour)}/h  "
+        f"because {command.reason}  [{command.command_id[:SHORT]}]"
+    )
+
+
+def _insight(message: Cause | Anomaly | Fault | Forecast) -> str:
+    match message:
+        case Cause():
+            return f"{message.tier:<6} {message.summary}"
+        case Anomaly():
+            return (
+                f"{message.state:<6} {message.subject} {message.metric} {message.value:.3g}, "
+                f"expected {message.expected:.3g} ({message.score:+.1f} sigma)"
+            )
+        case Fault():
+            xid = f" XID {message.xid}" if message.xid is not None else ""
+            return f"{message.kind}{xid} on {message.node} ({message.pool}) {message.detail}"
+        case Forecast():
+            spans = ", ".join(
+                f"{h.horizon_us // 60_000_000} min {h.p50:.0f} ({h.p10:.0f} to {h.p90:.0f})"
+                for h in message.horizons
+            )
+            return f"{message.pool:<6} {message.metric}: {spans}  by {message.model}"
+
+
+def _audited(message: AuditRecord) -> str:
+    """Show what was recorded, read from the original bytes in the record."""
+    at = f"{message.topic}/{message.partition}@{message.offset}"
+    original = Record(
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        timestamp_ms=message.timestamp_ms,
+        key=None,
+        headers=tuple((name, _bytes(value)) for name, value in message.headers),
+        value=_bytes(message.value),
+    )
+    try:
+        what = _what(decode(original))
+    except BadInput as error:
+        what = f"{len(original.value or b'')} bytes ({error.reason})"
+    return f"{at:<24} {message.hash[:SHORT]}  {what}"
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return b64decode(text, validate=True)
+    except ValueError:
+        return b""
+
+
+def _body(message: Control) -> str:
+    body = message.body
+    fields = {
+        name: getattr(body, name)
+        for name in body.__struct_fields__
+        if getattr(body, name) is not None
+    }
+    return " ".join(f"{name}={value}" for name, value in fields.items())
+
+
+def _telemetry(message: Message) -> str:
+    match message:
+        case JobEvent():
+            reason = f" ({message.reason})" if message.reason else ""
+            return f"{message.kind:<12} {message.job} {message.gpus} GPUs in {message.pool}{reason}"
+        case ServiceSample():
+            late = "  SERVICE LEVEL MISSED" if message.violated else ""
+            return (
+                f"{message.service} {message.requests_per_second:.1f} requests/s, first token "
+                f"p95 {message.first_token_p95_us / 1000:.0f} ms{late}"
+            )
+        case ResourceSample(kind="capacity"):
+            nodes = ", ".join(f"{t.nodes_ready} {t.billing}" for t in message.tranches)
+            quote = message.quote_usd_micros_per_gpu_hour / USD_MICROS
+            return f"{message.pool:<6} {nodes} nodes, quote {quote:.2f} USD per GPU-hour"
+        case PoolState():
+            queued = sum(queue.gpus for queue in message.queues)
+            return (
+                f"{message.pool:<6} {message.gpus_allocated} GPUs busy, {message.running_jobs} "
+                f"jobs running, {queued} GPUs queued"
+            )
+        case Offer():
+            price = message.usd_micros_per_gpu_hour / USD_MICROS
+            return f"{message.gpu_model} {message.billing} {price:.2f} USD by {message.provider}"
+        case ClockAnchor():
+            return f"world {message.world}: {when(message.anchor_us)} at {message.speed:g} x"
+        case _:
+            subject = getattr(message, "node", getattr(message, "job", message.fleet))
+            return f"{message.TYPE} {subject}"

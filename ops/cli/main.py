@@ -1,0 +1,59 @@
+"""The `gpuloop` command: puts the groups together and turns expected failures into one line."""
+
+import sys
+from typing import Final
+
+import msgspec
+import typer
+
+from gpuloop.loop.settings import SettingsError
+from gpuloop.loop.shells.broker import BrokerError
+from gpuloop.ops.cli import (
+    audit,
+    control,
+    learning,
+    recording,
+    schemas,
+    stack,
+    tail,
+    topics,
+    traces,
+)
+from gpuloop.ops.stack.errors import StackError
+
+app: Final = typer.Typer(
+    name="gpuloop",
+    help="Run a GPU fleet by itself: observe, reason, act, evaluate, on Kafka.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+RUN: Final = "Run"
+WATCH: Final = "Watch and judge"
+STEER: Final = "Steer"
+
+app.command(rich_help_panel=RUN)(stack.up)
+app.command(rich_help_panel=RUN)(stack.down)
+app.command(rich_help_panel=RUN)(stack.status)
+app.command(rich_help_panel=RUN)(stack.logs)
+app.add_typer(topics.app, name="topics", rich_help_panel=RUN)
+app.add_typer(schemas.app, name="schemas", rich_help_panel=RUN)
+app.add_typer(traces.app, name="traces", rich_help_panel=RUN)
+app.command(rich_help_panel=WATCH)(tail.tail)
+app.add_typer(audit.app, name="audit", rich_help_panel=WATCH)
+app.command(rich_help_panel=WATCH)(recording.record)
+app.command(rich_help_panel=WATCH)(recording.replay)
+app.add_typer(control.app, name="control", rich_help_panel=STEER)
+app.add_typer(learning.app, name="policy", rich_help_panel=STEER)
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    try:
+        app()
+    except (StackError, SettingsError, BrokerError, msgspec.ValidationError) as error:
+        print(f"gpuloop: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -69,8 +69,9 @@ class EnvelopeState:
     migrated: Floats
     breaker_open: Flags
     frozen: Flags
-    in_flight: Flags
-    """(n, 3) scaling, migration, pricing: a command is under way, so `present` is about to move."""
+    scaling_in_flight: Flags
+    pricing_in_flight: Flags
+    """A command is under way, so `present` is about to move."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,16 +241,15 @@ def _hysteresis(
     rested = (now - state.last_growth_us >= config.shrink_after_growth_us) & (
         now - state.last_shrink_us >= config.shrink_every_us
     )
-    scaling, moving, pricing = state.in_flight.T
     floor = np.where(rested[:, None], after[:, NODES], batch.present[:, NODES])
     after[:, NODES] = np.maximum(after[:, NODES], floor)
     kept = now - state.last_price_us < config.price_every_us
     after[:, PRICE] = np.where(kept, batch.present[:, PRICE], after[:, PRICE])
     after = notes.add("hysteresis", wish, after, "cooling down from the last change")
     settled = after.copy()
+    scaling, pricing = state.scaling_in_flight, state.pricing_in_flight
     settled[:, NODES] = np.where(scaling[:, None], batch.present[:, NODES], after[:, NODES])
     settled[:, PRICE] = np.where(pricing, batch.present[:, PRICE], after[:, PRICE])
-    settled[:, MIGRATION] = np.where(moving, 0.0, after[:, MIGRATION])
     return notes.add("hysteresis", after, settled, "an earlier command is still under way")
 
 

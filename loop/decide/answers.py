@@ -1,0 +1,122 @@
+"""What comes back: a person's answers to proposals, and outcomes of commands.
+
+An approval is bound to what was shown; what it was shown for is checked again before anything is
+released. Outcomes give back budgets that were not used and count towards the breaker.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from gpuloop.loop.decide.governance import Governance, is_frozen, mode_of, obstacle
+from gpuloop.loop.decide.memory import PoolMemory
+from gpuloop.loop.decide.release import Desk, Waiting, close, release_waiting
+from gpuloop.schemas.component import Context, Output
+from gpuloop.schemas.messages import Approval, JobState, Outcome
+from gpuloop.schemas.units import MINUTE_US
+
+BREAKER_FAILURES: Final = 5
+"""Consecutive failures of a pool's commands that open its breaker."""
+
+NO_CAPACITY_US: Final = 10 * MINUTE_US
+"""How long a billing kind that had no capacity is not asked for more."""
+
+HARMLESS: Final = frozenset(
+    {"duplicate", "expired", "stale_epoch", "stale_generation", "killed", "no_capacity"}
+)
+"""Reasons that say the guards work or the market is empty, not that our commands are wrong."""
+
+NOT_DONE: Final = frozenset({"rejected", "failed", "expired"})
+
+
+def on_approval(
+    desk: Desk,
+    governance: Governance,
+    pools: Mapping[str, PoolMemory],
+    jobs: Mapping[str, JobState],
+    approval: Approval,
+    ctx: Context,
+) -> list[Output]:
+    """Release, veto or retire the proposal that an approval answers.
+
+    One that answers nothing that waits, or something other than what was shown, does nothing.
+    """
+    one = desk.waiting.get(approval.command_id)
+    if one is None or one.command.digest != approval.digest:
+        return []
+    if ctx.wall_us >= one.answer_by_wall_us:
+        return [close(desk, one, "lapsed", ctx)]
+    if not approval.approve:
+        return [close(desk, one, "vetoed", ctx)]
+    if not _still_holds(one, governance, pools, jobs, ctx):
+        return [close(desk, one, "stale", ctx)]
+    return release_waiting(desk, pools[one.command.pool], one, approval.by, ctx)
+
+
+def expire(
+    desk: Desk,
+    governance: Governance,
+    pools: Mapping[str, PoolMemory],
+    jobs: Mapping[str, JobState],
+    ctx: Context,
+) -> list[Output]:
+    """Retire proposals whose time is up or whose target has moved on."""
+    outputs = []
+    for one in list(desk.waiting.values()):
+        if ctx.wall_us >= one.answer_by_wall_us:
+            outputs.append(close(desk, one, "lapsed", ctx))
+        elif not _still_holds(one, governance, pools, jobs, ctx):
+            outputs.append(close(desk, one, "stale", ctx))
+    return outputs
+
+
+def _still_holds(
+    one: Waiting,
+    governance: Governance,
+    pools: Mapping[str, PoolMemory],
+    jobs: Mapping[str, JobState],
+    ctx: Context,
+) -> bool:
+    command, memory = one.command, pools.get(one.command.pool)
+    if memory is None or obstacle(governance, ctx.wall_us) is not None:
+        return False
+    if command.epoch != governance.epoch or memory.breaker_open:
+        return False
+    if mode_of(governance, command.pool, command.actuator) not in ("advise", "auto"):
+        return False
+    if is_frozen(governance, (command.pool, command.target), ctx.now_us):
+        return False
+    if command.actuator == "migration":
+        job = jobs.get(command.target)
+        return job is not None and job.generation == command.generation
+    if any(flight.actuator == command.actuator for flight in memory.flights.values()):
+        return False
+    return memory.latest.generations.get(command.actuator, 0) == command.generation
+
+
+def on_outcome(pools: Mapping[str, PoolMemory], outcome: Outcome) -> None:
+    """Settle the account of a command that has run its course."""
+    memory = pools.get(outcome.pool)
+    if memory is None or outcome.reason == "duplicate":
+        return
+    flight = memory.flights.get(outcome.command_id)
+    if flight is None:
+        return
+    if outcome.status == "applied":
+        memory.failures = 0
+        if outcome.actuator == "migration":
+            del memory.flights[outcome.command_id]
+        else:
+            landed = msgspec.structs.replace(flight, generation=outcome.generation)
+            memory.flights[outcome.command_id] = landed
+    elif outcome.status in NOT_DONE:
+        del memory.flights[outcome.command_id]
+        memory.changes = [
+            change for change in memory.changes if change.command_id != outcome.command_id
+        ]
+        if outcome.reason == "no_capacity" and flight.grows:
+            memory.closed_until_us[flight.grows[-1]] = outcome.event_time_us + NO_CAPACITY_US
+        if outcome.reason not in HARMLESS:
+            memory.failures += 1
+            memory.breaker_open |= memory.failures >= BREAKER_FAILURES

@@ -1,0 +1,209 @@
+"""The decider: the one process that decides for a fleet, as a fold.
+
+It joins what is observed, forecast, diagnosed, granted and answered, and once per control tick
+turns it into one decision per pool. Faults and causes that name a node are answered at once. It
+decides only while it owns the fleet, which it does once its claim is read back from `controls`;
+with the kill switch on, or its lease lapsed, it still decides and records, and sends nothing.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import ClassVar, Final
+
+from gpuloop.actuators.envelope import EnvelopeConfig
+from gpuloop.loop.decide.answers import expire, on_approval, on_outcome
+from gpuloop.loop.decide.deliberate import Mind, deliberate
+from gpuloop.loop.decide.governance import EVERY, Governance, claim, follow
+from gpuloop.loop.decide.memory import forget
+from gpuloop.loop.decide.policies import (
+    Library,
+    Override,
+    accept_version,
+    accept_weights,
+    staged_policies,
+)
+from gpuloop.loop.decide.release import Desk, tidy
+from gpuloop.loop.decide.state import (
+    DeciderState,
+    drop,
+    know_job,
+    know_offer,
+    know_pool,
+)
+from gpuloop.loop.decide.suspects import Suspects, Suspicion, lapse, on_cause, on_fault
+from gpuloop.reasoning.rule import RuleConfig
+from gpuloop.schemas.component import Context, Event, Output, Received, Tick
+from gpuloop.schemas.identity import derived_event_id
+from gpuloop.schemas.messages import (
+    Approval,
+    Cause,
+    Control,
+    Fault,
+    Forecast,
+    JobState,
+    Offer,
+    Outcome,
+    PolicyVersion,
+    PoolState,
+)
+from gpuloop.schemas.messages.control import BreakerReset, Claim, scope
+from gpuloop.schemas.policy import CONTROL_TICK_US
+from gpuloop.schemas.units import MINUTE_US, TimeUs
+
+SILENT_US: Final = 10 * MINUTE_US
+"""A pool not heard of for this long is no longer waited for; it is still decided for, and held."""
+
+
+class Decider:
+    """One decision per pool and tick. `owner` names this decider in its claims on the fleet."""
+
+    name: ClassVar[str] = "decider"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "state.pools",
+        "state.jobs",
+        "telemetry.faults",
+        "insight.causes",
+        "insight.forecasts",
+        "market.offers",
+        "policies",
+        "policies.weights",
+        "controls",
+        "approvals",
+        "actions.outcomes",
+    )
+    state_version: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        fleet: str,
+        *,
+        owner: str = "decider",
+        trusted_keys: Collection[str] = (),
+        rule: RuleConfig | None = None,
+        envelope: EnvelopeConfig | None = None,
+        override: Override | None = None,
+    ) -> None:
+        """Decide for `fleet`.
+
+        `trusted_keys` are the public keys (hex) whose policies may be loaded. `override` gives the
+        learned offsets of each tick at alpha 1: a training environment acts through it.
+        """
+        self.state_type = DeciderState
+        self.tick_every_us: TimeUs = CONTROL_TICK_US
+        self.owner = owner
+        self.trusted_keys = frozenset(trusted_keys)
+        self.mind = Mind(
+            fleet=fleet,
+            rule=rule or RuleConfig(),
+            envelope=envelope or EnvelopeConfig(),
+            override=override,
+        )
+
+    def initial(self) -> DeciderState:
+        """Return the state of a decider that knows nothing and owns nothing."""
+        return DeciderState(
+            governance=Governance(), suspects=Suspects(), library=Library(), desk=Desk()
+        )
+
+    def step(
+        self, state: DeciderState, event: Event, ctx: Context
+    ) -> tuple[DeciderState, Sequence[Output]]:
+        """Take in one event; decide when it completes a tick."""
+        if isinstance(event, Tick):
+            return state, self._tick(state, event.tick_us, ctx)
+        return state, self._receive(state, event, ctx)
+
+    def _receive(self, state: DeciderState, event: Received, ctx: Context) -> list[Output]:
+        match event.message:
+            case PoolState() as pool:
+                return self._pool(state, pool, ctx)
+            case JobState() as job:
+                know_job(state, job)
+            case Fault() as fault:
+                found = on_fault(state.suspects, fault, event.id, ctx.now_us)
+                return self._reflex(state, found, fault.event_time_us, ctx)
+            case Cause() as cause:
+                named = on_cause(state.suspects, cause, state.jobs, event.id, ctx.now_us)
+                return self._reflex(state, named, cause.event_time_us, ctx)
+            case Forecast() as forecast:
+                if forecast.pool in state.pools:
+                    state.forecasts[forecast.pool] = forecast
+            case Offer() as offer:
+                know_offer(state, offer)
+            case Control() as control:
+                return self._control(state, control, ctx)
+            case Approval() as approval:
+                return on_approval(
+                    state.desk, state.governance, state.pools, state.jobs, approval, ctx
+                )
+            case Outcome() as outcome:
+                on_outcome(state.pools, outcome)
+            case PolicyVersion() as version:
+                staged = staged_policies(state.governance)
+                accept_version(state.library, version, self.trusted_keys, staged)
+            case None if event.topic == "policies.weights":
+                accept_weights(state.library, event.key, event.payload)
+            case _:
+                drop(state, "unexpected")
+        return []
+
+    def _pool(self, state: DeciderState, pool: PoolState, ctx: Context) -> list[Output]:
+        if not know_pool(state, pool) or state.decided_us == 0:
+            return []  # The first decision waits for a tick, so that it sees every pool.
+        tick_us = pool.tick_us // CONTROL_TICK_US * CONTROL_TICK_US
+        heard = [
+            memory.latest.tick_us
+            for memory in state.pools.values()
+            if memory.latest.tick_us > pool.tick_us - SILENT_US
+        ]
+        return self._decide(state, tick_us, ctx) if min(heard) >= tick_us else []
+
+    def _tick(self, state: DeciderState, tick_us: int, ctx: Context) -> list[Output]:
+        if state.governance.epoch == 0:
+            return [self._claim(claim(state.governance, self.owner), ctx)]
+        outputs = expire(state.desk, state.governance, state.pools, state.jobs, ctx)
+        for memory in state.pools.values():
+            forget(memory, ctx.now_us, self.mind.envelope.window_us)
+        lapse(state.suspects, ctx.now_us)
+        tidy(state.desk, ctx.now_us)
+        late_us = tick_us - CONTROL_TICK_US
+        if state.decided_us == 0 and state.pools:
+            newest = max(memory.latest.tick_us for memory in state.pools.values())
+            late_us = newest // CONTROL_TICK_US * CONTROL_TICK_US
+        return [*outputs, *self._decide(state, late_us, ctx)]
+
+    def _decide(self, state: DeciderState, tick_us: int, ctx: Context) -> list[Output]:
+        if tick_us <= state.decided_us or not state.pools or not state.governance.owns:
+            return []
+        state.decided_us = tick_us
+        return deliberate(self.mind, state, tick_us, ctx)
+
+    def _reflex(
+        self, state: DeciderState, found: Suspicion | None, event_us: int, ctx: Context
+    ) -> list[Output]:
+        """Move the jobs of a node that has just come under suspicion, before the next tick."""
+        if found is None or found.pool not in state.pools or not state.governance.owns:
+            return []
+        memory = state.pools[found.pool]
+        memory.last_reflex_us = max(event_us, memory.last_reflex_us + 1)
+        return deliberate(self.mind, state, memory.last_reflex_us, ctx, found)
+
+    def _control(self, state: DeciderState, control: Control, ctx: Context) -> list[Output]:
+        body = control.body
+        if isinstance(body, BreakerReset):
+            for name, memory in state.pools.items():
+                if body.pool in (name, EVERY):
+                    memory.breaker_open, memory.failures = False, 0
+        wanted = follow(state.governance, self.owner, body)
+        return [self._claim(wanted, ctx)] if wanted is not None else []
+
+    def _claim(self, body: Claim, ctx: Context) -> Output:
+        control = Control(
+            fleet=self.mind.fleet, by=self.owner, reason="the decider takes the fleet", body=body
+        )
+        return Output(
+            topic="controls",
+            key=scope(body),
+            message=control,
+            event_id=derived_event_id("controls", [self.owner, str(body.epoch)]),
+            time_us=ctx.now_us,
+        )

@@ -1,0 +1,224 @@
+"""One deliberation: from the state to decisions and what they lead to.
+
+Observe, wish, guard, draft, arbitrate, record, in this order and for all pools at once, so that
+budgets and the arbiter see the fleet. The record of a decision precedes what it leads to.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import ceil
+
+import numpy as np
+
+from gpuloop.actuators import commands
+from gpuloop.actuators.commands import Origin, Tariff
+from gpuloop.actuators.envelope import (
+    EnvelopeConfig,
+    EnvelopeState,
+    apply_envelope,
+    migration_budget,
+)
+from gpuloop.loop.decide.governance import DECIDED, is_frozen, modes_of, obstacle
+from gpuloop.loop.decide.memory import envelope_view
+from gpuloop.loop.decide.observation import observe_pools
+from gpuloop.loop.decide.policies import Actors, Override, choose, rule_only
+from gpuloop.loop.decide.record import Scene, decide_record, reasons
+from gpuloop.loop.decide.release import Draft, draft, settle
+from gpuloop.loop.decide.state import DeciderState, movable_jobs, surroundings
+from gpuloop.loop.decide.suspects import Suspicion
+from gpuloop.reasoning.rule import RuleConfig
+from gpuloop.schemas.component import Context, Output
+from gpuloop.schemas.identity import decision_id, derived_event_id
+from gpuloop.schemas.messages import Command
+from gpuloop.schemas.messages.actions import Actuator, Mode, PriceTo, ScaleTo
+from gpuloop.schemas.policy import MIGRATION, ON_DEMAND, PRICE, SPOT, Floats, PoolBatch
+from gpuloop.schemas.units import USD_MICROS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mind:
+    """What a decider decides with; nothing here changes while it runs."""
+
+    fleet: str
+    rule: RuleConfig = field(default_factory=RuleConfig)
+    envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
+    override: Override | None = None
+    actors: Actors = field(default_factory=Actors)
+
+
+def deliberate(
+    mind: Mind,
+    state: DeciderState,
+    tick_us: int,
+    ctx: Context,
+    suspicion: Suspicion | None = None,
+) -> list[Output]:
+    """Return the decisions of one tick, or the one reflex to a suspicion, and what follows."""
+    names = sorted(state.pools) if suspicion is None else [suspicion.pool]
+    memories = [state.pools[name] for name in names]
+    modes = [modes_of(state.governance, name) for name in names]
+    envelope = envelope_view(
+        memories,
+        [_virtual(mode) for mode in modes],
+        [is_frozen(state.governance, (name,), ctx.now_us) for name in names],
+    )
+    batch = observe_pools(
+        memories,
+        surroundings(state, ctx.now_us),
+        envelope,
+        tick_us=tick_us,
+        now_us=ctx.now_us,
+        rule=mind.rule,
+        config=mind.envelope,
+    )
+    if suspicion is None:
+        choice = choose(
+            state.library, mind.actors, state.governance, memories, batch, ctx, mind.override
+        )
+    else:
+        batch = replace(batch, rule=_evacuation(batch))
+        choice = rule_only(batch)
+    wish = batch.rule + choice.joint * batch.delta
+    level = "cluster" if suspicion is None else "node"
+    epoch = state.governance.epoch
+    scene = Scene(
+        fleet=mind.fleet,
+        level=level,
+        epoch=epoch,
+        tick_us=tick_us,
+        batch=batch,
+        choice=choice,
+        executed=apply_envelope(wish, batch, envelope, mind.envelope, choice.out_of_range),
+        modes=modes,
+        decision_ids=[decision_id(mind.fleet, name, level, epoch, tick_us) for name in names],
+        forecasts=state.forecasts,
+        envelope_digest=mind.envelope.digest,
+        rule=mind.rule,
+    )
+    drafts = [_drafts(mind, state, scene, row, envelope, ctx) for row in range(len(names))]
+    settled = settle(
+        state.desk,
+        state.pools,
+        [one for row in drafts for one in row],
+        ctx,
+        obstacle(state.governance, ctx.wall_us),
+    )
+    records = []
+    for row, memory in enumerate(memories):
+        decision = decide_record(scene, row, drafts[row], settled)
+        records.append(
+            Output(
+                topic="decisions",
+                key=decision.pool,
+                message=decision,
+                event_id=derived_event_id("decisions", [decision.decision_id]),
+                time_us=ctx.now_us,
+            )
+        )
+        if suspicion is None:
+            memory.last_steps = _steps(batch, row, decision.executed_action)
+    return [*records, *settled.outputs]
+
+
+def _virtual(modes: Mapping[Actuator, Mode]) -> frozenset[Actuator]:
+    return frozenset(actuator for actuator in DECIDED if modes[actuator] == "shadow")
+
+
+def _evacuation(batch: PoolBatch) -> Floats:
+    wish = batch.present.copy()
+    wish[:, MIGRATION] = batch.high[:, MIGRATION]
+    return wish
+
+
+def _steps(batch: PoolBatch, row: int, executed: tuple[float, ...]) -> tuple[float, ...]:
+    limit = np.where(batch.delta[row] > 0.0, batch.delta[row], 1.0)
+    steps = (np.array(executed) - batch.present[row]) / limit
+    return tuple(np.round(steps, 4).tolist())
+
+
+def _drafts(
+    mind: Mind,
+    state: DeciderState,
+    scene: Scene,
+    row: int,
+    envelope: EnvelopeState,
+    ctx: Context,
+) -> list[Draft]:
+    batch, pool = scene.batch, scene.batch.pools[row]
+    memory, modes, why = state.pools[pool], scene.modes[row], reasons(scene, row)
+    action = scene.executed.action[row]
+    origin = Origin(
+        fleet=mind.fleet,
+        decision_id=scene.decision_ids[row],
+        pool=pool,
+        epoch=scene.epoch,
+        now_us=ctx.now_us,
+    )
+    found = []
+    before, to = _scale_to(batch.present[row]), _scale_to(action)
+    if modes["scaling"] != "off" and to != before:
+        on_demand, spot = np.where(np.isfinite(batch.node_cost[row]), batch.node_cost[row], 0.0)
+        tariff = Tariff(
+            gpus_per_node=memory.latest.gpus_per_node,
+            on_demand_usd_per_hour=float(on_demand),
+            spot_usd_per_hour=float(spot),
+        )
+        found.append(
+            commands.scale(
+                origin,
+                before=before,
+                to=to,
+                generation=memory.latest.generations.get("scaling", 0),
+                tariff=tariff,
+                mode=modes["scaling"],
+                reason=why["scaling"],
+            )
+        )
+    quote, new_quote = _price_to(batch.present[row, PRICE]), _price_to(action[PRICE])
+    if modes["pricing"] != "off" and new_quote != quote:
+        found.append(
+            commands.price(
+                origin,
+                before=quote,
+                to=new_quote,
+                generation=memory.latest.generations.get("pricing", 0),
+                mode=modes["pricing"],
+                reason=why["pricing"],
+            )
+        )
+    if modes["migration"] != "off" and action[MIGRATION] > 0.0:
+        budget = float(migration_budget(batch.running_jobs, mind.envelope)[row])
+        left = max(0.0, budget - float(envelope.migrated[row]))
+        share = ceil(float(action[MIGRATION]) * left)
+        found.extend(_moves(state, origin, modes["migration"], share, ctx))
+    return [draft(command) for command in found]
+
+
+def _moves(
+    state: DeciderState, origin: Origin, mode: Mode, most: int, ctx: Context
+) -> list[Command]:
+    nodes = {name: one for name, one in state.suspects.nodes.items() if one.pool == origin.pool}
+    avoid = tuple(sorted(nodes))
+    jobs = [
+        job
+        for job in movable_jobs(state, origin.pool)
+        if not is_frozen(state.governance, (job.job,), ctx.now_us)
+    ]
+    return [
+        commands.migrate(
+            origin,
+            job=job,
+            avoid=avoid,
+            mode=mode,
+            reason="; ".join(nodes[node].reason for node in avoid if node in job.nodes),
+        )
+        for job in jobs[:most]
+    ]
+
+
+def _scale_to(action: Floats) -> ScaleTo:
+    return ScaleTo(on_demand_nodes=round(action[ON_DEMAND]), spot_nodes=round(action[SPOT]))
+
+
+def _price_to(usd: float) -> PriceTo:
+    return PriceTo(usd_micros_per_gpu_hour=round(float(usd) * USD_MICROS))

@@ -1,0 +1,192 @@
+"""What people allow, and who owns the fleet: modes, stages, freezes, objectives, kill, claims.
+
+Controls arrive in the order of their topic; the last word per scope holds. Nothing here decides
+anything about capacity or prices.
+"""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import msgspec
+
+from gpuloop.schemas.component import State
+from gpuloop.schemas.messages.actions import Actuator, Mode
+from gpuloop.schemas.messages.control import (
+    Assignment,
+    BreakerReset,
+    Claim,
+    ControlBody,
+    Freeze,
+    Kill,
+    KillLease,
+    Objectives,
+    PolicyStage,
+    SetMode,
+    scope,
+)
+
+EVERY = "*"
+DEFAULT_MODES: dict[Actuator, Mode] = {
+    "scaling": "shadow",
+    "pricing": "off",
+    "migration": "shadow",
+    "remediation": "off",
+    "sharing": "off",
+}
+DECIDED: tuple[Actuator, ...] = ("scaling", "pricing", "migration")
+MAX_SCOPES = 4096
+
+T = TypeVar("T")
+
+
+class Governance(State):
+    """The controls in force, and the state of this decider's claim."""
+
+    modes: dict[str, SetMode] = {}
+    freezes: dict[str, Freeze] = {}
+    objectives: dict[str, Objectives] = {}
+    stages: dict[str, PolicyStage] = {}
+    assignments: dict[str, Assignment] = {}
+    killed: bool = False
+    lease_expires_wall_us: int = 0
+    highest_epoch: int = 0
+    epoch: int = 0
+    owns: bool = False
+    deposed: bool = False
+    ignored: int = 0
+    """Controls that found no room."""
+
+
+def follow(state: Governance, owner: str, body: ControlBody) -> Claim | None:
+    """Take in a control and return the claim that it calls for, if any."""
+    match body:
+        case SetMode():
+            _put(state, state.modes, scope(body), body)
+        case Freeze():
+            _put(state, state.freezes, body.target, body)
+        case Objectives():
+            _put(state, state.objectives, body.pool, body)
+        case PolicyStage():
+            _put(state, state.stages, scope(body), body)
+        case Assignment():
+            _put(state, state.assignments, scope(body), body)
+        case Kill(engaged=engaged):
+            cleared = state.killed and not engaged
+            state.killed = engaged
+            if cleared and state.owns:
+                return claim(state, owner)
+        case KillLease(expires_wall_us=until):
+            state.lease_expires_wall_us = max(state.lease_expires_wall_us, until)
+        case Claim():
+            return _claimed(state, owner, body)
+        case BreakerReset():
+            pass
+    return None
+
+
+def claim(state: Governance, owner: str) -> Claim:
+    """Return a claim one above the highest epoch known; it counts once it is read back."""
+    state.epoch = state.highest_epoch + 1
+    state.owns = False
+    return Claim(owner=owner, epoch=state.epoch)
+
+
+def _claimed(state: Governance, owner: str, seen: Claim) -> Claim | None:
+    """Follow the log of claims: its order decides, so all deciders agree on the owner.
+
+    A claim that precedes ours in the log and is not lower was not known when we claimed: we claim
+    again above it. One that follows ours and is higher takes the fleet from us for good.
+    """
+    first_of_epoch = seen.epoch > state.highest_epoch
+    state.highest_epoch = max(state.highest_epoch, seen.epoch)
+    if state.deposed or state.epoch == 0:
+        return None
+    if seen.owner == owner and seen.epoch == state.epoch and first_of_epoch:
+        state.owns = True
+        return None
+    if state.owns:
+        if seen.epoch > state.epoch:
+            state.owns, state.deposed = False, True
+        return None
+    return claim(state, owner) if seen.epoch >= state.epoch else None
+
+
+def obstacle(state: Governance, wall_us: int) -> str | None:
+    """Return why nothing new may start, or None when it may."""
+    if state.killed:
+        return "the kill switch is on"
+    if wall_us >= state.lease_expires_wall_us:
+        return "the kill switch's lease has lapsed"
+    if not state.owns:
+        return "the fleet is not ours"
+    return None
+
+
+def mode_of(state: Governance, pool: str, actuator: Actuator) -> Mode:
+    """Return the mode granted to an actuator on a pool."""
+    for name in (pool, EVERY):
+        granted = state.modes.get(f"mode/{name}/{actuator}")
+        if granted is not None:
+            return granted.mode
+    return DEFAULT_MODES[actuator]
+
+
+def modes_of(state: Governance, pool: str) -> dict[Actuator, Mode]:
+    """Return the modes of the actuators that decisions move."""
+    return {actuator: mode_of(state, pool, actuator) for actuator in DECIDED}
+
+
+def is_frozen(state: Governance, targets: Iterable[str], now_us: int) -> bool:
+    """Return whether any of these targets, or everything, is frozen now."""
+    names = (EVERY, *targets)
+    return any(name in state.freezes and state.freezes[name].until_us > now_us for name in names)
+
+
+def objectives_of(state: Governance, pool: str) -> Objectives:
+    """Return a pool's objectives; what it leaves open holds as for every pool, but the budget.
+
+    The budget of `*` is the fleet's, not each pool's: see `fleet_budget`.
+    """
+    general, own = state.objectives.get(EVERY), state.objectives.get(pool)
+    if general is None:
+        return own or Objectives(pool=pool)
+    base = msgspec.structs.replace(general, pool=pool, usd_micros_per_hour_max=None)
+    if own is None:
+        return base
+    stated = {
+        name: value
+        for name in own.__struct_fields__
+        if (value := getattr(own, name)) is not None and name != "pool"
+    }
+    return msgspec.structs.replace(base, **stated)
+
+
+def fleet_budget(state: Governance) -> int | None:
+    """Return what all pools together may cost, in USD micros per hour."""
+    general = state.objectives.get(EVERY)
+    return None if general is None else general.usd_micros_per_hour_max
+
+
+def stage_of(state: Governance, pool: str) -> PolicyStage | None:
+    """Return the policy that may act on a pool, with its share, if any."""
+    for name in (pool, EVERY):
+        stage = state.stages.get(f"policy/{name}")
+        if stage is not None:
+            return stage if stage.stage in ("canary", "champion") else None
+    return None
+
+
+def assignment_of(state: Governance, pool: str, now_us: int) -> Assignment | None:
+    """Return the arm of a running experiment that decides for the pool now, if any."""
+    for name in sorted(state.assignments):
+        one = state.assignments[name]
+        if one.pool in (pool, EVERY) and one.from_us <= now_us < one.until_us:
+            return one
+    return None
+
+
+def _put(state: Governance, scopes: dict[str, T], name: str, value: T) -> None:
+    if name in scopes or len(scopes) < MAX_SCOPES:
+        scopes[name] = value
+    else:
+        state.ignored += 1

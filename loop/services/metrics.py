@@ -17,11 +17,17 @@ def _counter(name: str, meaning: str, *labels: str) -> Counter:
 RECORDS = _counter("records_total", "Records consumed.", "component", "topic")
 OUTPUTS = _counter("outputs_total", "Records written and acknowledged.", "component", "topic")
 DEAD_LETTERS = _counter("dead_letters_total", "Records refused.", "component", "reason")
+DROPPED = _counter(
+    "dropped_total", "Telemetry that changed nothing: duplicate, late, full.", "component", "reason"
+)
 CUTS = _counter("cuts_total", "Cuts executed.", "component")
 TICKS_SKIPPED = _counter("ticks_skipped_total", "Ticks dropped after a jump.", "component")
 SNAPSHOTS = _counter("snapshots_total", "Snapshots written.", "component")
 REPLAY_MISMATCHES = _counter(
     "replay_mismatches_total", "Re-executed cuts whose outputs differ.", "component"
+)
+INPUTS_EXPIRED = _counter(
+    "inputs_expired_total", "Partitions whose next records had expired at a start.", "component"
 )
 REANCHORED = _counter("clock_reanchored_total", "Times the world fell behind its clock.")
 STEP_SECONDS = Histogram(

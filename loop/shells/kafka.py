@@ -83,6 +83,7 @@ class KafkaBroker:
         self._lock: Final = threading.Lock()
         self._lazy_producer: ck.Producer | None = None
         self._lazy_metadata: ck.Consumer | None = None
+        self._observers: Final[dict[str, ck.Consumer]] = {}
 
     def produce(self, records: Sequence[Encoded]) -> list[Placed]:
         """Write records in order and return when every one of them is acknowledged."""
@@ -162,9 +163,26 @@ class KafkaBroker:
         """Return the offset that each partition's next record will get."""
         return {part: self._watermarks(part)[1] for part in partitions}
 
+    def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Return what a consumer group has committed; nothing for partitions it has not."""
+        named = {Partition(self._prefix + p.topic, p.number): p for p in partitions}
+        asked = [ck.TopicPartition(topic, number) for topic, number in named]
+        with self._lock:
+            if group not in self._observers:
+                self._observers[group] = ck.Consumer({**self._common, "group.id": group})
+            try:
+                found = self._observers[group].committed(asked, timeout=METADATA_TIMEOUT_S)
+            except ck.KafkaException as error:
+                raise BrokerError(f"group {group}: {error.args[0].str()}") from None
+        return {
+            named[Partition(at.topic, at.partition)]: at.offset for at in found if at.offset >= 0
+        }
+
     def close(self) -> None:
         """Release connections; unacknowledged writes are given up."""
         with self._lock:
+            while self._observers:
+                self._observers.popitem()[1].close()
             if self._lazy_producer is not None:
                 self._lazy_producer.purge()
                 self._lazy_producer.flush(1.0)

@@ -1,0 +1,102 @@
+"""The observe stage's process: Faust, its health, and the watchdog that ends it when it hangs."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from gpuloop.loop.services import metrics
+from gpuloop.loop.services.process import Process, serving
+from gpuloop.loop.settings import Settings
+from gpuloop.loop.shells.broker import Partition
+from gpuloop.loop.shells.faust_app import INPUTS, ObserveConfig, Progress, build, run
+from gpuloop.loop.shells.faust_tables import APP, app_id
+from gpuloop.loop.shells.journal import backwards, message_of
+from gpuloop.loop.shells.kafka import KafkaBroker
+from gpuloop.loop.shells.watchdog import Seen, Watchdog
+from gpuloop.schemas.codec import BadInput
+from gpuloop.schemas.messages import ClockAnchor
+
+CLOCK: Final = Partition("telemetry.clock", 0)
+EXIT_STUCK: Final = 75
+NOISY: Final = ("faust", "mode", "aiokafka", "kafka")
+
+log: Final = logging.getLogger(APP)
+
+
+def main(settings: Settings) -> None:
+    """Keep the tables until asked to stop."""
+    broker = KafkaBroker(
+        settings.bootstrap_servers, prefix=settings.topic_prefix, config=settings.kafka_config
+    )
+    with serving(APP, settings) as process:
+        for name in NOISY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        process.health.waiting("recovering tables")
+        anchors = (
+            message_of(record, ClockAnchor, fleet=settings.fleet)
+            for record in backwards(broker, CLOCK)
+        )
+        config = ObserveConfig(
+            bootstrap_servers=settings.bootstrap_servers,
+            fleet=settings.fleet,
+            prefix=settings.topic_prefix,
+            replica=settings.replica,
+            kafka_config=settings.kafka_config,
+        )
+        anchor = next((anchor for anchor in anchors if anchor is not None), None)
+        watch = _Watch(process)
+        observing = build(config, watch, anchor)
+        watchdog = Watchdog(_look(broker, config, observing.progress), _bite)
+        watchdog.start()
+        try:
+            run(observing, watch, process.stop)
+        finally:
+            watchdog.stop()
+            broker.close()
+
+
+class _Watch:
+    """Turns what the agents say into metrics and health."""
+
+    def __init__(self, process: Process) -> None:
+        self._process: Final = process
+        self._positions: Final[dict[str, int]] = {}
+
+    def ready(self) -> None:
+        """Say that the tables are recovered."""
+        self._process.health.progress("observing", self._positions)
+
+    def handled(
+        self, record: Partition, offset: int, outputs: int, dropped: Mapping[str, int]
+    ) -> None:
+        """Count a record that was folded."""
+        metrics.RECORDS.labels(APP, record.topic).inc()
+        metrics.OUTPUTS.labels(APP, record.topic).inc(outputs)
+        for reason, count in dropped.items():
+            metrics.DROPPED.labels(APP, reason).inc(count)
+        self._positions[str(record)] = offset + 1
+        metrics.POSITION.labels(APP, str(record)).set(offset + 1)
+        self._process.health.progress("observing", self._positions)
+
+    def refused(self, error: BadInput) -> None:
+        """Count a record that went to the dead letters."""
+        metrics.DEAD_LETTERS.labels(APP, error.reason).inc()
+
+
+def _look(broker: KafkaBroker, config: ObserveConfig, progress: Progress) -> Callable[[], Seen]:
+    def look() -> Seen:
+        inputs = [part for topic in INPUTS for part in broker.partitions(topic)]
+        return Seen(
+            ends=broker.ends(inputs),
+            handled=dict(progress.handled),
+            acknowledged=dict(progress.acknowledged),
+            committed=broker.committed(app_id(config.prefix), inputs),
+        )
+
+    return look
+
+
+def _bite(stuck: list[str]) -> None:
+    log.error("stuck, leaving so that a restart recovers", extra={"stuck": stuck})
+    os._exit(EXIT_STUCK)

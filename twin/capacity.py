@@ -15,6 +15,7 @@ from gpuloop.twin.config import RECLAIM_NOTICE_US
 from gpuloop.twin.draws import lognormal, uniform
 from gpuloop.twin.engine import Engine
 from gpuloop.twin.hardware import Hardware
+from gpuloop.twin.inference import Inference
 from gpuloop.twin.jobs import Jobs
 from gpuloop.twin.state import Kind, Node, NodePhase
 from gpuloop.twin.telemetry import Telemetry
@@ -30,10 +31,12 @@ class Capacity:
     """The rented nodes of a world."""
 
     def __init__(
-        self, engine: Engine, hardware: Hardware, jobs: Jobs, telemetry: Telemetry
-    ) -> None:
+        self, engine: Engine, hardware: Hardware, inference: Inference, jobs: Jobs,
+        telemetry: Telemetry,
+    ) -> None:  # fmt: skip
         self._engine = engine
         self._hardware = hardware
+        self._inference = inference
         self._jobs = jobs
         self._telemetry = telemetry
 
@@ -121,13 +124,9 @@ class Capacity:
 
     def evict(self, node: Node, reason: str) -> None:
         """Interrupt everything on a node."""
-        engine = self._engine
+        self._inference.evict(node)
         for name in sorted({slot for slot in node.slots if slot}):
-            if name in engine.services:
-                engine.state.services[name].gpus -= node.slots.count(name)
-                self._jobs.clear(node, name, len(node.slots))
-            else:
-                self._jobs.interrupt(engine.state.jobs[name], reason, avoid=(node.id,))
+            self._jobs.interrupt(self._engine.state.jobs[name], reason, avoid=(node.id,))
 
     def let_go(self, pool: str) -> None:
         """Remove drained nodes that nothing runs on any more."""
@@ -175,9 +174,7 @@ class Capacity:
                 self._remove(node)
                 continue
             node.phase = "draining"
-            for name in sorted({slot for slot in node.slots if slot in services}):
-                self._engine.state.services[name].gpus -= node.slots.count(name)
-                self._jobs.clear(node, name, len(node.slots))
+            self._inference.evict(node)
         self.let_go(mine[0].pool)
 
     def _order(self, pool: str, billing: Billing, from_us: int) -> Node:

@@ -60,6 +60,23 @@ class Hardware:
             found = self._inlets[node.rack] = machines.INLET_CELSIUS + spread
         return found
 
+    def occupy(self, node: Node, name: str, count: int) -> None:
+        """Let a job or service take some of a node's free GPUs."""
+        self._swap(node, "", name, count)
+        node.free -= count
+
+    def clear(self, node: Node, name: str, count: int) -> None:
+        """Free at most `count` of the GPUs that a job or service holds on a node."""
+        self._swap(node, name, "", count)
+        node.free = node.slots.count("")
+
+    def _swap(self, node: Node, old: str, new: str, count: int) -> None:
+        for index, slot in enumerate(node.slots):
+            if count and slot == old:
+                node.slots[index] = new
+                count -= 1
+        self.refresh(node)
+
     def refresh(self, node: Node) -> None:
         """Settle a node's heat and take its present load and health into account."""
         self.settle(node)

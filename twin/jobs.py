@@ -17,6 +17,7 @@ from gpuloop.twin.demand import choose_pool, job_class, patience_us, reservation
 from gpuloop.twin.draws import lognormal, uniform
 from gpuloop.twin.engine import Engine
 from gpuloop.twin.hardware import Hardware
+from gpuloop.twin.inference import Inference
 from gpuloop.twin.placement import Room, held_for, place
 from gpuloop.twin.state import Job, Kind, Node
 from gpuloop.twin.telemetry import Telemetry
@@ -32,9 +33,12 @@ COLD_START_SIGMA: Final = 0.5
 class Jobs:
     """Every accepted job of a world, and the queues of its pools."""
 
-    def __init__(self, engine: Engine, hardware: Hardware, telemetry: Telemetry) -> None:
+    def __init__(
+        self, engine: Engine, hardware: Hardware, inference: Inference, telemetry: Telemetry
+    ) -> None:
         self._engine = engine
         self._hardware = hardware
+        self._inference = inference
         self._telemetry = telemetry
 
     def offer(self, spec: JobSpec) -> None:
@@ -49,8 +53,9 @@ class Jobs:
             self._telemetry.tenant(job, "refused", pool.quote)
             return
         self._telemetry.tenant(job, "accepted", pool.quote)
-        self.queue(job)
+        self._queue_new(job)
         self.schedule(job.pool)
+        self._lose_patience(job)
 
     def resume_all(self, specs: tuple[JobSpec, ...]) -> None:
         """Place the jobs that run when a world begins, widest first; the rest are queued."""
@@ -58,24 +63,15 @@ class Jobs:
             job = self._admit(spec)
             nodes = self._find(job, self._rooms(job.pool))
             if nodes is None:
-                self.queue(job)
+                self._queue_new(job)
+                self._lose_patience(job)
             else:
                 self._engine.state.jobs[job.id] = job
                 self._start(job, nodes)
 
-    def queue(self, job: Job) -> None:
-        """Put a new job into its pool's queue."""
-        engine = self._engine
-        engine.state.jobs[job.id] = job
-        self._telemetry.job(job, "submitted")
-        self._enqueue(job)
-        segment = engine.config.segments[job.job_class]
-        wait = patience_us(engine.config.seed, job.id, segment)
-        engine.at(engine.now_us + wait, Kind.JOB_GIVES_UP, job.id)
-
     def schedule(self, pool: str) -> None:
         """Start whatever of a pool's services and queue fits now."""
-        self.serve(pool)
+        self._inference.grow(pool)
         engine, queue = self._engine, self._engine.pool(pool).queue
         if not queue:
             return
@@ -97,33 +93,6 @@ class Jobs:
                 held = held_for(rooms, job.gpus)
             elif not job.avoid:
                 too_wide = min(too_wide, job.gpus)
-
-    def serve(self, pool: str) -> None:
-        """Give services the GPUs they want from those that are free."""
-        engine = self._engine
-        for name, config in engine.services.items():
-            service = engine.state.services[name]
-            if config.pool != pool or service.gpus >= service.wanted:
-                continue
-            for node in sorted(engine.nodes_of[pool], key=lambda node: (node.free, node.id)):
-                if node.phase != "ready" or node.free == 0 or service.gpus >= service.wanted:
-                    continue
-                count = min(node.free, service.wanted - service.gpus)
-                self._occupy(node, name, count)
-                service.gpus += count
-
-    def release_service(self, name: str, count: int) -> None:
-        """Take GPUs from a service, from the nodes where it holds fewest."""
-        engine = self._engine
-        service = engine.state.services[name]
-        nodes = [n for n in engine.nodes_of[engine.services[name].pool] if name in n.slots]
-        for node in sorted(nodes, key=lambda node: (node.slots.count(name), node.id)):
-            held = min(node.slots.count(name), count)
-            self.clear(node, name, held)
-            service.gpus -= held
-            count -= held
-            if count == 0:
-                return
 
     def beat(self, name: str, token: int) -> None:
         """Report a running job's progress, and checkpoint it when that is due."""
@@ -243,15 +212,6 @@ class Jobs:
                 touched[other] = self._engine.state.nodes[other]
         self._refresh([touched[name] for name in sorted(touched)])
 
-    def clear(self, node: Node, name: str, count: int) -> None:
-        """Free some of the GPUs that a job or service holds on a node."""
-        for index, slot in enumerate(node.slots):
-            if count and slot == name:
-                node.slots[index] = ""
-                node.free += 1
-                count -= 1
-        self._hardware.refresh(node)
-
     def _admit(self, spec: JobSpec) -> Job:
         engine = self._engine
         pool = choose_pool(engine.config.seed, spec, engine.config.pools)
@@ -266,6 +226,19 @@ class Jobs:
             work_us=spec.work_us,
             price=engine.pool(pool.name).quote,
         )
+
+    def _queue_new(self, job: Job) -> None:
+        self._engine.state.jobs[job.id] = job
+        self._telemetry.job(job, "submitted")
+        self._enqueue(job)
+
+    def _lose_patience(self, job: Job) -> None:
+        """Set the timer at which a job that has to wait is cancelled."""
+        engine = self._engine
+        if not job.running:
+            segment = engine.config.segments[job.job_class]
+            wait = patience_us(engine.config.seed, job.id, segment)
+            engine.at(engine.now_us + wait, Kind.JOB_GIVES_UP, job.id)
 
     def _enqueue(self, job: Job) -> None:
         engine = self._engine
@@ -307,7 +280,7 @@ class Jobs:
         job.nodes = sorted(name for name, _ in nodes)
         job.mark_us = engine.now_us + pause_us
         for name, count in nodes:
-            self._occupy(engine.state.nodes[name], job.id, count)
+            self._hardware.occupy(engine.state.nodes[name], job.id, count)
             engine.state.nodes[name].tenant = job.tenant
         self._pace(job)
         self._refresh([engine.state.nodes[name] for name in job.nodes])
@@ -356,14 +329,6 @@ class Jobs:
         if every:
             at_us = self._engine.now_us + every
             self._engine.at(at_us, Kind.JOB_BEAT, job.id, job.run_token)
-
-    def _occupy(self, node: Node, name: str, count: int) -> None:
-        for index, slot in enumerate(node.slots):
-            if count and not slot:
-                node.slots[index] = name
-                node.free -= 1
-                count -= 1
-        self._hardware.refresh(node)
 
     def _refresh(self, nodes: list[Node]) -> None:
         for node in nodes:

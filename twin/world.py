@@ -15,15 +15,15 @@ from gpuloop.schemas.component import Output
 from gpuloop.schemas.fleet import Refused, Target
 from gpuloop.schemas.messages.actions import Actuator, DesiredState, MigrateTo, PriceTo, ScaleTo
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
-from gpuloop.twin.books import SERVICE_PENALTY_USD_MICROS, Books
+from gpuloop.twin.books import Books
 from gpuloop.twin.capacity import Capacity
 from gpuloop.twin.config import FaultClass, TwinConfig
 from gpuloop.twin.engine import Engine
 from gpuloop.twin.faults import CLASSES, Faults
 from gpuloop.twin.hardware import Hardware
+from gpuloop.twin.inference import Inference
 from gpuloop.twin.jobs import Jobs
 from gpuloop.twin.market import Market, build_market
-from gpuloop.twin.services import gpus_wanted, request_rate, serve
 from gpuloop.twin.state import Counters, Kind, Pool, Service, WorldState
 from gpuloop.twin.telemetry import Telemetry
 from gpuloop.twin.workload import JobSpec, Workload, build_workload, kept
@@ -97,8 +97,11 @@ class World:
         self._engine = Engine(config, workload, market, state)
         self._hardware = Hardware(self._engine)
         self._telemetry = Telemetry(self._engine, self._hardware)
-        self._jobs = Jobs(self._engine, self._hardware, self._telemetry)
-        self._capacity = Capacity(self._engine, self._hardware, self._jobs, self._telemetry)
+        self._inference = Inference(self._engine, self._hardware, self._telemetry)
+        self._jobs = Jobs(self._engine, self._hardware, self._inference, self._telemetry)
+        self._capacity = Capacity(
+            self._engine, self._hardware, self._inference, self._jobs, self._telemetry
+        )
         self._faults = Faults(
             self._engine, self._hardware, self._jobs, self._capacity, self._telemetry
         )
@@ -280,9 +283,9 @@ class World:
         self._capacity.begin()
         for injection in self.config.injections:
             self.inject(injection.fault, injection.subject, now + injection.after_us)
-        self._plan_services()
+        self._inference.plan()
         for pool in engine.pools:
-            self._jobs.serve(pool)
+            self._inference.grow(pool)
         running = kept(self._workload.running_at(now), self.config.arrival_share, self.config.seed)
         self._jobs.resume_all(running)
         self._measure_power()
@@ -335,31 +338,12 @@ class World:
     def _minute(self) -> None:
         """Close a minute: services, power, capacity."""
         engine = self._engine
-        for name, config in engine.services.items():
-            service = self.state.services[name]
-            rate = request_rate(config, self.config.seed, self.now_us)
-            window = serve(config, rate=rate, gpus=service.gpus, backlog=service.backlog)
-            service.backlog, service.utilisation = window.backlog, window.utilisation
-            revenue = window.served * config.usd_micros_per_request
-            engine.state.books.book(config.pool, "revenue", revenue * HOUR_US)
-            if window.violated:
-                penalty = SERVICE_PENALTY_USD_MICROS
-                engine.state.books.book(config.pool, "service_penalty", penalty)
-            self._telemetry.service(name, rate, window, revenue)
-        self._plan_services()
-        for name, config in engine.services.items():
-            service = self.state.services[name]
-            if service.gpus > service.wanted:
-                self._jobs.release_service(name, 1)
-            self._jobs.schedule(config.pool)
+        self._inference.close_minute()
+        for pool in sorted({service.pool for service in engine.services.values()}):
+            self._jobs.schedule(pool)
         self._measure_power()
         engine.changed.update(engine.pools)
         engine.at(self.now_us + MINUTE_US, Kind.MINUTE)
-
-    def _plan_services(self) -> None:
-        for name, config in self._engine.services.items():
-            rate = request_rate(config, self.config.seed, self.now_us)
-            self.state.services[name].wanted = gpus_wanted(config, rate)
 
     def _measure_power(self) -> None:
         for name in self._engine.pools:

@@ -1,0 +1,75 @@
+"""Inference services on the fleet: which GPUs they hold, and what each minute of them came to.
+
+A service follows its load at once upwards, as far as GPUs are free, and gives one GPU back a
+minute. It is stateless: a node that leaves simply takes its servers with it.
+"""
+
+from gpuloop.schemas.units import HOUR_US
+from gpuloop.twin.books import SERVICE_PENALTY_USD_MICROS
+from gpuloop.twin.engine import Engine
+from gpuloop.twin.hardware import Hardware
+from gpuloop.twin.services import gpus_wanted, request_rate, serve
+from gpuloop.twin.state import Node
+from gpuloop.twin.telemetry import Telemetry
+
+
+class Inference:
+    """The inference services of a world."""
+
+    def __init__(self, engine: Engine, hardware: Hardware, telemetry: Telemetry) -> None:
+        self._engine = engine
+        self._hardware = hardware
+        self._telemetry = telemetry
+
+    def plan(self) -> None:
+        """Let every service want what its load of this minute asks for."""
+        engine = self._engine
+        for name, config in engine.services.items():
+            rate = request_rate(config, engine.config.seed, engine.now_us)
+            engine.state.services[name].wanted = gpus_wanted(config, rate)
+
+    def grow(self, pool: str) -> None:
+        """Give services the GPUs they want from those that are free, fullest nodes first."""
+        engine = self._engine
+        for name, config in engine.services.items():
+            service = engine.state.services[name]
+            if config.pool != pool or service.gpus >= service.wanted:
+                continue
+            for node in sorted(engine.nodes_of[pool], key=lambda node: (node.free, node.id)):
+                count = min(node.free, service.wanted - service.gpus)
+                if node.phase == "ready" and count > 0:
+                    self._hardware.occupy(node, name, count)
+                    service.gpus += count
+
+    def close_minute(self) -> None:
+        """Account for the minute that ends now and size services for the next."""
+        engine = self._engine
+        for name, config in engine.services.items():
+            service = engine.state.services[name]
+            rate = request_rate(config, engine.config.seed, engine.now_us)
+            window = serve(config, rate=rate, gpus=service.gpus, backlog=service.backlog)
+            service.backlog, service.utilisation = window.backlog, window.utilisation
+            revenue = window.served * config.usd_micros_per_request
+            engine.state.books.book(config.pool, "revenue", revenue * HOUR_US)
+            if window.violated:
+                engine.state.books.book(config.pool, "service_penalty", SERVICE_PENALTY_USD_MICROS)
+            self._telemetry.service(name, rate, window, revenue)
+        self.plan()
+        for name in engine.services:
+            service = engine.state.services[name]
+            if service.gpus > service.wanted:
+                self._shrink(name)
+
+    def evict(self, node: Node) -> None:
+        """Take every server off a node."""
+        for name in sorted({slot for slot in node.slots if slot in self._engine.services}):
+            self._engine.state.services[name].gpus -= node.slots.count(name)
+            self._hardware.clear(node, name, len(node.slots))
+
+    def _shrink(self, name: str) -> None:
+        """Give back one GPU, on the node where the service holds fewest."""
+        engine = self._engine
+        nodes = [n for n in engine.nodes_of[engine.services[name].pool] if name in n.slots]
+        node = min(nodes, key=lambda node: (node.slots.count(name), node.id))
+        self._hardware.clear(node, name, 1)
+        engine.state.services[name].gpus -= 1

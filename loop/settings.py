@@ -55,6 +55,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     http_port: Annotated[Port, _about("port of /health and /metrics; 0 takes a free one")] = 0
     traces: Annotated[Path | None, _about("folder of public traces; unset: generated load")] = None
     workload: Annotated[str, _about("what the twin runs; empty: the trace, else generated")] = ""
+    twin_config: Annotated[
+        Path | None, _about("JSON file of a twin's configuration; left out: its defaults")
+    ] = None
     start: Annotated[datetime, _about("fleet time at which a fresh twin begins (ISO 8601)")] = (
         datetime(2017, 10, 16, tzinfo=UTC)
     )

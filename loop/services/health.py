@@ -4,8 +4,10 @@
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from typing import Final
 
 import msgspec
@@ -61,11 +63,33 @@ class Health:
             )
 
 
-class HealthServer:
-    """Serves one process's health and metrics from a daemon thread."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a route answers."""
 
-    def __init__(self, health: Health, *, host: str, port: int) -> None:
-        self._server: Final = ThreadingHTTPServer((host, port), _handler(health))
+    status: int
+    content_type: str
+    body: bytes
+
+
+Route = Callable[[bytes], Answer]
+"""Answers the body of a POST; may be called from several threads at once."""
+
+MAX_BODY_BYTES: Final = 1_000_000
+_REFUSED: Final = Answer(status=404, content_type="text/plain", body=b"/health or /metrics\n")
+
+
+class HealthServer:
+    """Serves one process's health and metrics, and routes of its own, from daemon threads.
+
+    Routes answer JSON from this machine only: no web page can send that without being asked first,
+    and nothing else can reach the loopback address.
+    """
+
+    def __init__(
+        self, health: Health, *, host: str, port: int, routes: Mapping[str, Route] | None = None
+    ) -> None:
+        self._server: Final = ThreadingHTTPServer((host, port), _handler(health, routes or {}))
         self._server.daemon_threads = True
         self._thread: Final = threading.Thread(
             target=self._server.serve_forever, name="health", daemon=True
@@ -84,25 +108,44 @@ class HealthServer:
         self._thread.join()
 
 
-def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
+def _handler(health: Health, routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        timeout = 10.0
+
         def do_GET(self) -> None:
             match self.path.partition("?")[0]:
                 case "/health":
                     report = health.report()
                     body = msgspec.json.encode(report)
-                    self._answer(200 if report.ready else 503, "application/json", body)
+                    status = 200 if report.ready else 503
+                    self._send(Answer(status=status, content_type="application/json", body=body))
                 case "/metrics":
-                    self._answer(200, "text/plain; version=0.0.4", metrics.exposition())
+                    kind, body = "text/plain; version=0.0.4", metrics.exposition()
+                    self._send(Answer(status=200, content_type=kind, body=body))
                 case _:
-                    self._answer(404, "text/plain", b"/health or /metrics\n")
+                    self._send(_REFUSED)
 
-        def _answer(self, status: int, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
+        def do_POST(self) -> None:
+            route = routes.get(self.path)
+            length = self.headers.get("Content-Length", "")
+            allowed = (
+                route is not None
+                and ip_address(self.client_address[0]).is_loopback
+                and self.headers.get_content_type() == "application/json"
+                and length.isdigit()
+                and int(length) <= MAX_BODY_BYTES
+            )
+            if route is None or not allowed:
+                self._send(_REFUSED)
+                return
+            self._send(route(self.rfile.read(int(length))))
+
+        def _send(self, answer: Answer) -> None:
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.content_type)
+            self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(answer.body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing: probes come every second."""

@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from gpuloop.loop.services.health import Health, HealthServer
+from gpuloop.loop.services.health import Health, HealthServer, Route
 from gpuloop.loop.settings import Settings
 
 STOP_SECONDS: Final = 10.0
@@ -33,8 +33,12 @@ class Process:
 
 
 @contextmanager
-def serving(name: str, settings: Settings) -> Iterator[Process]:
+def serving(
+    name: str, settings: Settings, *, routes: Mapping[str, Route] | None = None
+) -> Iterator[Process]:
     """Set up logs, signals and health for service `name`, and take them down at the end.
+
+    `routes` are what the service answers itself, beside its health.
 
     Outside the main thread (as in tests) signals stay with whoever owns them.
     """
@@ -43,7 +47,9 @@ def serving(name: str, settings: Settings) -> Iterator[Process]:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: process.stop.set())
-    server = HealthServer(process.health, host=settings.http_host, port=settings.http_port)
+    server = HealthServer(
+        process.health, host=settings.http_host, port=settings.http_port, routes=routes
+    )
     log = logging.getLogger(name)
     log.info("service started", extra={"http_port": server.port, "fleet": settings.fleet})
     try:

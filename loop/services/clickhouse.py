@@ -1,0 +1,91 @@
+"""The owner of the embedded ClickHouse engine: one process may open its folder, and this is it.
+
+Others on this machine ask at its health address: `POST /query` with `{"sql": "..."}` is answered
+with JSON lines, or with the engine's complaint as text under status 400.
+"""
+
+import threading
+from types import TracebackType
+from typing import Final, Self
+
+import clickhouse_connect
+import msgspec
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from gpuloop.loop.services.health import Answer
+from gpuloop.loop.services.process import Process, serving
+from gpuloop.loop.settings import Settings
+
+NAME: Final = "clickhouse"
+FOLDER: Final = "clickhouse"
+PROBE_SECONDS: Final = 5.0
+LIMITS: Final[dict[str, int]] = {
+    "max_threads": 2,
+    "max_memory_usage": 512 * 1024 * 1024,
+    "max_execution_time": 30,
+}
+
+
+class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /query`."""
+
+    sql: str
+
+
+class Engine:
+    """The engine on its folder, one query at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        folder = settings.state_dir / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        self._client: Final = clickhouse_connect.get_client(interface="chdb", path=str(folder))
+        self._lock: Final = threading.Lock()
+
+    def __enter__(self) -> Self:
+        """Return the open engine."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the folder."""
+        self._client.close()
+
+    def query(self, sql: str) -> bytes:
+        """Return the rows of a statement as JSON lines; empty when it returns none.
+
+        Raises:
+            ClickHouseError: the engine refuses the statement.
+
+        """
+        with self._lock:
+            return self._client.raw_query(sql, settings=LIMITS, fmt="JSONEachRow")
+
+    def answer(self, body: bytes) -> Answer:
+        """Answer `POST /query`."""
+        try:
+            rows = self.query(msgspec.json.decode(body, type=Query).sql)
+        except (ClickHouseError, msgspec.DecodeError) as error:
+            return Answer(status=400, content_type="text/plain", body=str(error).encode())
+        return Answer(status=200, content_type="application/x-ndjson", body=rows)
+
+
+def main(settings: Settings) -> None:
+    """Own the engine until asked to stop."""
+    with (
+        Engine(settings) as engine,
+        serving(NAME, settings, routes={"/query": engine.answer}) as process,
+    ):
+        probe(engine, process)
+
+
+def probe(engine: Engine, process: Process) -> None:
+    """Ask the engine for its version again and again; what it raises ends the process."""
+    while True:
+        version = engine.query("select version() as version").decode().strip()
+        process.health.progress(version)
+        if process.stop.wait(PROBE_SECONDS):
+            return

@@ -25,7 +25,10 @@ ONSET_MINUTES: Final = 15
 
 
 class OpenAnomaly(State):
-    """An anomaly that is going on. `onset` and `heard` are minutes since 1970."""
+    """An anomaly that is going on. `onset` and `heard` are minutes since 1970.
+
+    `explained` says that it was traced as a symptom, `told` in how many causes it led.
+    """
 
     subject: str
     pool: str
@@ -37,6 +40,7 @@ class OpenAnomaly(State):
     score: float
     quiet: int = 0
     explained: bool = False
+    told: int = 0
 
     @property
     def key(self) -> str:
@@ -93,10 +97,15 @@ def onset(scores: Array) -> int:
     return ago
 
 
-def still_open(anomaly: OpenAnomaly, score: float, minute: int) -> bool:
-    """Fold one minute's badness into an open anomaly and return whether it goes on."""
-    if np.isnan(score):
-        return minute - anomaly.heard < SILENT_MINUTES
-    anomaly.heard = minute
-    anomaly.quiet = anomaly.quiet + 1 if score < CLOSE_SCORE else 0
-    return anomaly.quiet < QUIET_MINUTES
+def still_open(anomaly: OpenAnomaly, scores: Array, minute: int) -> bool:
+    """Fold the badness up to `minute` into an open anomaly and return whether it goes on.
+
+    Only minutes after the last one folded count, so late reports neither count twice nor get lost.
+    """
+    fresh = scores[max(len(scores) - (minute - anomaly.heard), 0) :]
+    for score in fresh[~np.isnan(fresh)]:
+        anomaly.quiet = anomaly.quiet + 1 if score < CLOSE_SCORE else 0
+    known = np.flatnonzero(~np.isnan(fresh))
+    if len(known):
+        anomaly.heard = minute - (len(fresh) - 1 - int(known[-1]))
+    return anomaly.quiet < QUIET_MINUTES and minute - anomaly.heard < SILENT_MINUTES

@@ -11,6 +11,7 @@ physics gives: the prior counts as `PRIOR_ROWS` rows in which the cause moved by
 
 import hashlib
 import random  # noqa: TID251 - DoWhy draws from it; its state is put back
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from dowhy.gcm.shapley import (
     ShapleyConfig,
 )
 from numpy.typing import NDArray
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from gpuloop.reasoning.analysis import Analysis, Attribution, Edge, Share
 
@@ -80,6 +82,8 @@ class CausalModels:
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, Any] = OrderedDict()
+        # Its lock between processes would outlive this one when it is killed at a deadline.
+        tqdm.set_lock(threading.RLock())
         gcm.config.disable_progress_bars()
         gcm.config.set_default_n_jobs(1)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+import numpy as np
 from msgspec.structs import replace
 
 from gpuloop.reasoning.analysis import Analysis, Attribution
@@ -31,7 +32,7 @@ from gpuloop.reasoning.diagnosis import (
     name_of,
     read_attribution,
 )
-from gpuloop.reasoning.evidence import Evidence, Reading
+from gpuloop.reasoning.evidence import Evidence
 from gpuloop.reasoning.topology import CAPACITY, MIGRATION, PRICE, PROGRESS, Column
 from gpuloop.reasoning.tracks import (
     JobTrack,
@@ -54,6 +55,7 @@ ACTIONS: Final = frozenset({MIGRATION, CAPACITY, PRICE})
 EXPLAIN_MINUTES: Final = 15
 """A symptom without suspects is asked about again for this long."""
 STALE_MINUTES: Final = 10
+MAX_TOLD: Final = 4
 CLEAN_MARGIN: Final = 2
 
 
@@ -133,8 +135,8 @@ class Causes:
             if anomaly.pool != evidence.pool:
                 continue
             reading = evidence.readings.get(Column(anomaly.subject, anomaly.metric))
-            score = _score_at(reading, anomaly, evidence.minute)
-            if not still_open(anomaly, score, evidence.minute):
+            scores = np.full(1, np.nan, np.float32) if reading is None else reading.badness
+            if not still_open(anomaly, scores, evidence.minute):
                 del state.open[key]
                 closed.append(anomaly.message(self.fleet, evidence.minute, is_open=False))
         return closed
@@ -170,8 +172,7 @@ class Causes:
     def _explain(self, state: CausesState, evidence: Evidence) -> list[Cause]:
         """Return a cause for each open symptom that has suspects and is news.
 
-        A job or pool that slows is always news; a sensor only while nobody was told of its
-        culprit. A rack is never a symptom: it is what its nodes' symptoms are traced to.
+        A rack is never a symptom: it is what its nodes' symptoms are traced to.
         """
         causes = []
         racks = set(evidence.topology.rack_of.values())
@@ -185,15 +186,7 @@ class Causes:
             if not suspects:
                 continue
             anomaly.explained = True
-            culprit = suspects[0].subject
-            told = any(
-                other.explained and other is not anomaly
-                for other in state.open.values()
-                if other.subject in (culprit, anomaly.subject)
-            )
-            for other in state.open.values():
-                other.explained |= other.subject == culprit
-            if anomaly.metric == PROGRESS or not told:
+            if _is_news(state, anomaly, suspects[0].subject):
                 causes.append(self._fast_cause(anomaly, suspects, evidence))
         return causes
 
@@ -217,6 +210,20 @@ class Causes:
             timed_out=False,
             summary=_summary(leader, words, anomaly.subject, anomaly.metric, verb="best fits"),
         )
+
+
+def _is_news(state: CausesState, symptom: OpenAnomaly, culprit: str) -> bool:
+    """Return whether a symptom adds to what was said of its culprit, and count it if so.
+
+    A sensor adds nothing once its culprit was named; the first few slow jobs tell what it costs.
+    """
+    open_on_it = [a for a in state.open.values() if a.subject in (culprit, symptom.subject)]
+    told = max((anomaly.told for anomaly in open_on_it), default=0)
+    if told >= (MAX_TOLD if symptom.metric == PROGRESS else 1):
+        return False
+    for anomaly in open_on_it:
+        anomaly.told = told + 1
+    return True
 
 
 def gather(state: CausesState, pool: str, minute: int) -> Evidence:
@@ -272,15 +279,6 @@ def _summary(leader: Suspect, words: str, symptom: str, metric: str, *, verb: st
     share = round(100 * min(max(leader.score, 0.0), 1.0))
     effect = f"{name_of(metric)} of {symptom}"
     return f"{leader.subject}: {words} {verb} {share} % of the change in {effect}"
-
-
-def _score_at(reading: Reading | None, anomaly: OpenAnomaly, minute: int) -> float:
-    """Return the newest badness that was not folded into the anomaly yet, NaN when none is."""
-    if reading is None:
-        return float("nan")
-    newest = reading.newest()
-    at = minute - (len(reading.away) - 1 - newest)
-    return float(reading.badness[newest]) if newest >= 0 and at > anomaly.heard else float("nan")
 
 
 def written(cause: Cause) -> Output:

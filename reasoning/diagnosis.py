@@ -29,6 +29,7 @@ LAG_TOLERANCE: Final = 2
 CORRELATED_MINUTES: Final = 45
 SCORE_CAP: Final = 30.0
 WITH_PARENT: Final = 0.3
+MIN_SHARE: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,7 @@ def build_analysis(evidence: Evidence, symptom: Column, anomaly_id: str) -> Anal
     target = evidence.readings[symptom]
     links = evidence.topology.causes(symptom)
     chosen = _survivors(evidence, symptom, links)
-    kept = set(chosen) | {symptom}
+    kept = {*chosen, symptom}
     edges = tuple(
         Edge(str(link.cause), str(link.effect), link.slope)
         for link in links
@@ -150,37 +151,37 @@ def build_analysis(evidence: Evidence, symptom: Column, anomaly_id: str) -> Anal
 
 
 def _survivors(evidence: Evidence, symptom: Column, links: tuple[Link, ...]) -> list[Column]:
-    """Return at most `MAX_COLUMNS` ancestors, the most departed ones, each with a way down."""
+    """Return at most `MAX_COLUMNS` ancestors, the most departed first, each with its way down."""
     scores = {
         link.cause: _recent(evidence.readings[link.cause])
         for link in links
         if link.cause in evidence.readings
     }
-    ranked = sorted(scores, key=lambda column: (-scores[column], column))
-    kept: set[Column] = {symptom}
-    for column in ranked:
-        children = {link.effect for link in links if link.cause == column}
-        if len(kept) <= MAX_COLUMNS and (children & kept or column.metric != PROGRESS):
-            kept.add(column)
-    connected = [c for c in ranked if c in kept and _reaches(c, symptom, kept, links)]
-    return connected[:MAX_COLUMNS]
+    kept: dict[Column, None] = {}
+    for column in sorted(scores, key=lambda column: (-scores[column], column)):
+        path = [c for c in _way_down(column, symptom, scores, links) if c not in kept]
+        if len(kept) + len(path) <= MAX_COLUMNS:
+            kept.update(dict.fromkeys(path))
+    return list(kept)
 
 
-def _reaches(column: Column, symptom: Column, kept: set[Column], links: tuple[Link, ...]) -> bool:
-    """Return whether a kept path leads from a column to the symptom."""
-    if column == symptom:
-        return True
-    return any(
-        link.effect in kept and _reaches(link.effect, symptom, kept, links)
-        for link in links
-        if link.cause == column
-    )
+def _way_down(
+    column: Column, symptom: Column, scores: dict[Column, float], links: tuple[Link, ...]
+) -> list[Column]:
+    """Return a column and what leads from it to the symptom, by the most departed effects."""
+    path = [column]
+    while True:
+        effects = [link.effect for link in links if link.cause == path[-1]]
+        if symptom in effects:
+            return path
+        path.append(max(effects, key=lambda effect: (scores[effect], effect)))
 
 
 def read_attribution(attribution: Attribution, fast: tuple[Suspect, ...]) -> tuple[Suspect, ...]:
     """Return suspects by the share of the departure that their own disturbances explain.
 
     What the symptom's own noise takes is nobody's, unless the symptom is a sensor of a suspect.
+    Shares below `MIN_SHARE` are noise.
     """
     shares: dict[str, float] = {}
     loudest: dict[str, tuple[float, str]] = {}
@@ -192,7 +193,8 @@ def read_attribution(attribution: Attribution, fast: tuple[Suspect, ...]) -> tup
         shares[subject] = shares.get(subject, 0.0) + share
         loudest[subject] = max(loudest.get(subject, (share, metric)), (share, metric))
     seen = {suspect.subject: suspect.metric for suspect in fast}
-    ranked = sorted(shares, key=lambda subject: (-shares[subject], subject))
+    guilty = [subject for subject, share in shares.items() if share >= MIN_SHARE]
+    ranked = sorted(guilty, key=lambda subject: (-shares[subject], subject))
     return tuple(
         Suspect(
             subject=subject,

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from gpuloop.reasoning.physics import CHANNELS, SETTLING_MINUTES, deviations
+from gpuloop.reasoning.physics import CHANNELS, deviations
 from gpuloop.reasoning.series import WINDOW_MINUTES, Array, median, spread
 from gpuloop.reasoning.topology import CAPACITY, MIGRATION, PRICE, PROGRESS, Column, Topology
 from gpuloop.reasoning.tracks import (
@@ -122,10 +122,7 @@ class Evidence:
 
     def _read_job(self, name: str, job: JobTrack, ill: Mapping[str, int]) -> None:
         pace = paces(job, self.minute)
-        index = np.arange(WINDOW_MINUTES)
-        past = (index >= job.settled - self.first + SETTLING_MINUTES) & (
-            index < ill.get(name, self.minute + 1) - self.first
-        )
+        past = np.arange(WINDOW_MINUTES) < ill.get(name, self.minute + 1) - self.first
         known = np.flatnonzero(past & ~np.isnan(pace))
         self.readings[Column(name, PROGRESS)] = _against_past(
             pace, known[: len(known) - REPORT_MINUTES], PACE_FLOOR

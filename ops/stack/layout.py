@@ -102,8 +102,10 @@ class Layout:
                 ) from None
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
-            yield
-            self.lock.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                self.lock.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
 

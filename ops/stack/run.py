@@ -170,6 +170,7 @@ class _Run:
             self._phase = "stopping"
             self._show(self._started)
             built = self._finish(with_report=with_report)
+            self._forget_monitor()
             failed = tuple(watched.unit.name for watched in self._supervisor.failed())
             killed = self._supervisor.stop()
         except BaseException:
@@ -177,8 +178,7 @@ class _Run:
             raise
         finally:
             self._phase = "stopped"
-            if self._monitor is not None:
-                self._monitor.close()
+            self._forget_monitor()
             self._stack.broker.close()
             self._save()
         return Ended(report=built, failed=failed, killed=tuple(killed))
@@ -250,6 +250,10 @@ class _Run:
                 return
             self._stop_pause()
         self._view.say("the auditor did not catch up in time")
+
+    def _forget_monitor(self) -> None:
+        if self._monitor is not None:
+            self._monitor.close()
 
     def _stop_pause(self) -> None:
         threading.Event().wait(STEP_SECONDS)

@@ -94,7 +94,7 @@ class Watched:
                 self._asked = self._workers.submit(lambda: Answer(True, self.unit.prepare()))
             case Phase.PREPARING:
                 self._prepared(now)
-            case Phase.STARTING | Phase.READY | Phase.UNREADY:
+            case Phase.STARTING | Phase.READY | Phase.UNREADY if self.child is not None:
                 self._watch(now)
             case Phase.BACKOFF if now >= self._next:
                 self._start(now)

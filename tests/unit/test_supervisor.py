@@ -1,0 +1,361 @@
+"""The supervisor starts what is due, restarts what crashes, and leaves nothing behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from time import monotonic, sleep
+
+import psutil
+import pytest
+
+from gpuloop.ops.stack import ports, process
+from gpuloop.ops.stack.errors import StackError
+from gpuloop.ops.stack.layout import Layout
+from gpuloop.ops.stack.process import Program
+from gpuloop.ops.stack.state import ProcessState, StackState, write
+from gpuloop.ops.stack.supervisor import Supervisor
+from gpuloop.ops.stack.unit import MAX_FAILURES, Answer, Phase, Unit, Watched
+
+PATIENCE_SECONDS = 20.0
+SLEEPER = "import time; time.sleep(600)"
+
+
+def until(condition: Callable[[], bool], step: Callable[[], None] = lambda: None) -> None:
+    """Step until the condition holds; a test that waits in vain fails."""
+    deadline = monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert monotonic() < deadline, "waited in vain"
+        step()
+        sleep(0.01)
+
+
+def python(code: str, **fields: object) -> Program:
+    return Program(arguments=(sys.executable, "-c", textwrap.dedent(code)), **fields)  # type: ignore[arg-type]
+
+
+def process_unit(name: str, code: str = SLEEPER, **fields: object) -> Unit:
+    program = python(code)
+    return Unit(name=name, program=lambda: program, **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
+    made: list[Supervisor] = []
+
+    def make(*units: Unit) -> Supervisor:
+        made.append(Supervisor(units, logs=tmp_path))
+        return made[-1]
+
+    yield make
+    for supervisor in made:
+        supervisor.kill()
+
+
+Supervise = Callable[..., Supervisor]
+
+
+def test_unit_waits_until_what_it_needs_says_it_is_ready(supervise: Supervise) -> None:
+    broker_ready = False
+    supervisor = supervise(
+        process_unit("broker", probe=lambda: Answer(broker_ready, "")),
+        process_unit("service", needs=("broker",)),
+    )
+    service = supervisor.units["service"]
+    until(lambda: supervisor.units["broker"].phase is Phase.STARTING, supervisor.step)
+    for _ in range(30):
+        supervisor.step()
+        sleep(0.01)
+    assert service.phase is Phase.WAITING
+    assert service.child is None
+    broker_ready = True
+    until(supervisor.all_ready, supervisor.step)
+
+
+def test_need_that_was_left_out_of_the_stack_does_not_block(supervise: Supervise) -> None:
+    supervisor = supervise(process_unit("service", needs=("elsewhere",)))
+    until(supervisor.all_ready, supervisor.step)
+
+
+def test_failing_preparation_is_told_and_blocks_what_needs_it(supervise: Supervise) -> None:
+    def prepare() -> str:
+        raise StackError("no such cluster")
+
+    supervisor = supervise(
+        Unit(name="topics", prepare=prepare), process_unit("service", needs=("topics",))
+    )
+    until(lambda: bool(supervisor.failed()), supervisor.step)
+    assert supervisor.failed()[0].detail == "no such cluster"
+    assert supervisor.units["service"].phase is Phase.WAITING
+
+
+def test_crashed_process_is_restarted_and_counted(supervise: Supervise) -> None:
+    supervisor = supervise(process_unit("service"))
+    until(supervisor.all_ready, supervisor.step)
+    watched = supervisor.units["service"]
+    assert watched.child is not None
+    first = watched.child.pid
+    os.kill(first, signal.SIGKILL)
+    until(lambda: watched.phase is Phase.BACKOFF, supervisor.step)
+    assert watched.detail == "ended with signal 9"
+    until(supervisor.all_ready, supervisor.step)
+    assert watched.child is not None
+    assert watched.child.pid != first
+    assert watched.restarts == 1
+
+
+def test_restarts_back_off_exponentially_and_end(tmp_path: Path) -> None:
+    """Time is an argument of `step`, so the waits can be read off without waiting."""
+    unit = process_unit("service", "raise SystemExit(3)")
+    waits = []
+    with ThreadPoolExecutor(1) as workers:
+        watched = Watched(unit, log=tmp_path / "log", workers=workers)
+        now = 0.0
+        until(lambda: watched.child is not None, lambda: watched.step(now, needs_ready=True))
+        while watched.phase is not Phase.FAILED:
+            until(
+                lambda: watched.phase in (Phase.BACKOFF, Phase.FAILED),
+                partial(watched.step, now, needs_ready=True),
+            )
+            waited = 0.0
+            while watched.phase is Phase.BACKOFF:
+                waited += 0.5
+                watched.step(now + waited, needs_ready=True)
+            now += waited
+            waits.append(waited)
+    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, 0.0]
+    assert watched.restarts == MAX_FAILURES - 1
+    assert "given up after 10 starts in a row" in watched.detail
+
+
+def test_process_that_never_becomes_ready_is_killed_and_started_again(
+    supervise: Supervise,
+) -> None:
+    supervisor = supervise(
+        process_unit("service", probe=lambda: Answer(False, "busy"), ready_seconds=0.3)
+    )
+    watched = supervisor.units["service"]
+    until(lambda: watched.restarts == 1, supervisor.step)
+    assert watched.detail == "not ready within 0 s"
+    assert watched.child is None
+
+
+def test_what_a_crashed_process_had_started_dies_with_it(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    note = tmp_path / "child"
+    code = f"""
+        import pathlib, subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        pathlib.Path({str(note)!r}).write_text(str(child.pid))
+        time.sleep(600)
+    """
+    supervisor = supervise(process_unit("service", code))
+    until(lambda: note.exists() and bool(note.read_text()), supervisor.step)
+    watched = supervisor.units["service"]
+    until(lambda: watched.child is not None, supervisor.step)
+    assert watched.child is not None
+    os.kill(watched.child.pid, signal.SIGKILL)
+    until(lambda: watched.restarts == 1, supervisor.step)
+    until(lambda: not _alive(int(note.read_text())))
+
+
+def test_stop_ends_dependents_before_what_they_need(supervise: Supervise, tmp_path: Path) -> None:
+    order = tmp_path / "order"
+    code = """
+        import signal, sys
+        def end(*_):
+            open({path!r}, "a").write({name!r} + " ")
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, end)
+        open({path!r} + {name!r}, "w").close()
+        signal.pause()
+    """
+
+    def unit(name: str, *needs: str) -> Unit:
+        ready = Path(str(order) + name)
+        return process_unit(
+            name,
+            code.format(path=str(order), name=name),
+            needs=needs,
+            probe=lambda: Answer(ready.exists(), ""),
+        )
+
+    supervisor = supervise(unit("a"), unit("b", "a"), unit("c", "b"))
+    until(supervisor.all_ready, supervisor.step)
+    assert supervisor.stop() == []
+    assert order.read_text().split() == ["c", "b", "a"]
+    assert {watched.phase for watched in supervisor.units.values()} == {Phase.STOPPED}
+
+
+def test_process_deaf_to_its_stop_signal_is_killed_and_named(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    deaf = tmp_path / "deaf"
+    code = f"""
+        import pathlib, signal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        pathlib.Path({str(deaf)!r}).touch()
+        while True: signal.pause()
+    """
+    program = python(code, stop_seconds=0.3)
+    supervisor = supervise(
+        Unit(name="deaf", program=lambda: program, probe=lambda: Answer(deaf.exists(), ""))
+    )
+    until(supervisor.all_ready, supervisor.step)
+    assert supervisor.stop() == ["deaf"]
+
+
+def test_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
+    """SIGKILL gives it no chance to clean up: the kernel does."""
+    note = tmp_path / "pid"
+    code = f"""
+        import pathlib, sys, time
+        from gpuloop.ops.stack.process import Child, Program
+        child = Child(
+            Program(arguments=(sys.executable, "-c", {SLEEPER!r})), pathlib.Path({str(tmp_path / "log")!r})
+        )
+        pathlib.Path({str(note)!r}).write_text(str(child.pid))
+        time.sleep(600)
+    """  # noqa: E501
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    try:
+        until(lambda: note.exists() and bool(note.read_text()))
+        pid = int(note.read_text())
+        # The launcher ties itself within milliseconds; wait for the program that it becomes.
+        until(lambda: SLEEPER in psutil.Process(pid).cmdline())
+        parent.kill()
+        parent.wait()
+        until(lambda: not _alive(pid))
+    finally:
+        parent.kill()
+
+
+def test_program_does_not_start_when_its_supervisor_is_already_gone(tmp_path: Path) -> None:
+    note = tmp_path / "started"
+    program = [sys.executable, "-c", f"open({str(note)!r}, 'w')"]
+    tie = ["1", str(int(signal.SIGKILL)), "0", "-"]  # Process 1 is not this test's process.
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(process.LAUNCHER), *tie, *program], check=False
+    )
+    assert done.returncode == 125
+    assert not note.exists()
+
+
+def test_child_sees_no_settings_of_ours_but_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GPULOOP_SPEED", "7")
+    monkeypatch.setenv("OTHER", "kept")
+    log = tmp_path / "log"
+    show = (
+        "import os; print({k: v for k, v in os.environ.items() if k in ('OTHER',) or 'GPU' in k})"
+    )
+    child = process.Child(python(show, environment={"GPULOOP_SEED": "1"}), log)
+    assert child.reap(PATIENCE_SECONDS)
+    assert log.read_text().strip() in (
+        "{'OTHER': 'kept', 'GPULOOP_SEED': '1'}",
+        "{'GPULOOP_SEED': '1', 'OTHER': 'kept'}",
+    )
+
+
+def test_log_is_bounded_and_keeps_one_older_file(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    with log.open("ab") as file:
+        file.write(b"a" * 100)
+        file.flush()
+        process.bound_log(log, 50)
+        assert log.stat().st_size == 0
+        file.write(b"later")
+    assert log.read_bytes() == b"later"
+    assert (tmp_path / "x.log.1").read_bytes() == b"a" * 100
+
+
+def test_second_supervisor_in_a_folder_is_refused_and_told_who_is_first(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state")
+    layout.create()
+    with layout.locked():
+        assert layout.owner() == os.getpid()
+        with (
+            pytest.raises(StackError, match=f"already up in .*process {os.getpid()}"),
+            Layout(tmp_path / "state").locked(),
+        ):
+            pass
+    assert layout.owner() is None
+    assert not layout.lock.exists()
+
+
+def test_wiping_keeps_keys_and_refuses_a_folder_of_somebody_else(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state")
+    layout.create()
+    (layout.keys / "learner.pem").parent.mkdir()
+    (layout.keys / "learner.pem").write_text("key")
+    (layout.root / "twin.sqlite").write_text("world")
+    layout.wipe()
+    assert sorted(path.name for path in layout.root.iterdir()) == ["keys", "logs"]
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.tex").touch()
+    with pytest.raises(StackError, match="not a gpuloop state folder"):
+        Layout(home).create()
+
+
+def test_requested_port_that_is_taken_is_named_and_a_free_one_is_found_instead(
+    tmp_path: Path,
+) -> None:
+    with socket.socket() as taken:
+        port = next(ports.free_ports(tmp_path))
+        taken.bind((ports.LOOPBACK, port))
+        taken.listen()
+        with pytest.raises(StackError, match=f"port {port}, requested for Kafka"):
+            ports.requested(port, purpose="Kafka")
+        assert next(ports.free_ports(tmp_path)) != port
+    assert ports.requested(port, purpose="Kafka") == port
+
+
+def test_two_folders_search_ports_in_different_places() -> None:
+    first, second = (next(ports.free_ports(Path(folder))) for folder in ("/srv/a", "/srv/b"))
+    assert abs(first - second) > 20
+
+
+def test_leftover_of_a_dead_supervisor_is_ended_but_not_a_stranger_with_its_pid(
+    tmp_path: Path,
+) -> None:
+    from gpuloop.ops.stack.run import end_leftovers
+
+    layout = Layout(tmp_path / "state")
+    layout.create()
+    with subprocess.Popen([sys.executable, "-c", SLEEPER], start_new_session=True) as left:
+        born = process.created(left.pid)
+        assert born is not None
+        write(layout.state, _state(ProcessState(name="x", phase="ready", detail="", pid=left.pid)))
+        assert end_leftovers(layout) == []
+        same = ProcessState(name="x", phase="ready", detail="", pid=left.pid, created=born)
+        write(layout.state, _state(same))
+        assert end_leftovers(layout) == ["x"]
+
+
+def _state(entry: ProcessState) -> StackState:
+    return StackState(
+        phase="running",
+        pid=1,
+        created=0.0,
+        started_wall_us=0,
+        environment={},
+        resident_bytes=0,
+        resident_peak_bytes=0,
+        processes=(entry,),
+    )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

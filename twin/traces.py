@@ -298,17 +298,20 @@ def _download(file: TraceFile, part: Path, progress: Progress) -> None:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:  # noqa: S310
             resumed = done > 0 and response.status == 206
-            _copy(response, part, file, progress, done if resumed else 0)
+            done = _copy(response, part, file, progress, done if resumed else 0)
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise TraceError(
             f"cannot fetch {file.url}: {reason}; what came so far is kept and resumed"
         ) from error
+    if done < file.size:
+        raise TraceError(f"{file.url} ended after {done} of {file.size} bytes; ask again to resume")
 
 
 def _copy(
     response: HTTPResponse, part: Path, file: TraceFile, progress: Progress, done: int
-) -> None:
+) -> int:
+    """Append an answer to a partial file and return how long it is then."""
     with part.open("ab" if done else "wb") as sink:
         while done <= file.size and (chunk := response.read(CHUNK_BYTES)):
             sink.write(chunk)
@@ -316,6 +319,7 @@ def _copy(
             progress(file.path, done, file.size)
         sink.flush()
         os.fsync(sink.fileno())
+    return done
 
 
 def _sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, Config
 from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 
+from gpuloop.loop.shells.faust_tables import changelogs
 from gpuloop.loop.shells.kafka import properties
 from gpuloop.ops.stack.errors import StackError
 from gpuloop.schemas.catalogue import CATALOGUE
@@ -44,9 +45,15 @@ class Difference:
 
 def wanted(prefix: str = "") -> tuple[Wanted, ...]:
     """Return every topic of ours, with the changelogs of the observe stage's tables."""
-    return tuple(
-        Wanted(name=prefix + topic.name, partitions=topic.partitions, config=topic.config)
-        for topic in CATALOGUE.values()
+    return (
+        *(
+            Wanted(name=prefix + topic.name, partitions=topic.partitions, config=topic.config)
+            for topic in CATALOGUE.values()
+        ),
+        *(
+            Wanted(name=changelog.name, partitions=changelog.partitions, config=changelog.config)
+            for changelog in changelogs(prefix)
+        ),
     )
 
 

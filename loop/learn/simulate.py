@@ -78,13 +78,13 @@ class FleetSimulation:
         self.start_us = twin.world.start_us
         self._fleet = config.fleet
         self.simulation = Simulation(components, seed=config.seed, start_us=self.start_us)
+        self._rewards = self.simulation.collect("rewards")
         self.simulation.send(self._control(body) for body in self._grants())
 
     def run(self, until_us: int) -> Totals:
-        """Run until fleet time `until_us` and return what the windows that began by then earned."""
-        rewards = self.simulation.collect("rewards")
+        """Run until fleet time `until_us`; return what the windows that began before it earned."""
         self.simulation.run(until_us + SETTLING_US)
-        return totals(rewards, until_us)
+        return totals(self._rewards, until_us)
 
     def _grants(self) -> list[ControlBody]:
         return [

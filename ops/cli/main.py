@@ -18,6 +18,7 @@ from gpuloop.ops.cli import (
     tail,
     topics,
     traces,
+    train,
 )
 from gpuloop.ops.stack.errors import StackError
 
@@ -46,6 +47,7 @@ app.add_typer(audit.app, name="audit", rich_help_panel=WATCH)
 app.command(rich_help_panel=WATCH)(recording.record)
 app.command(rich_help_panel=WATCH)(recording.replay)
 app.add_typer(control.app, name="control", rich_help_panel=STEER)
+app.command(rich_help_panel=STEER)(train.train)
 app.add_typer(learning.app, name="policy", rich_help_panel=STEER)
 
 

@@ -5,6 +5,7 @@ partition whoever writes it. Reads are manual assignments from explicit position
 the topic no longer holds is an error, never a silent jump.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,8 @@ from gpuloop.loop.shells.broker import BrokerError, Partition, Placed, PositionL
 from gpuloop.loop.shells.clock import monotonic_us
 from gpuloop.schemas.codec import Encoded, Headers, Record
 from gpuloop.schemas.units import SECOND_US
+
+log: Final = logging.getLogger("librdkafka")
 
 ACK_TIMEOUT_S: Final = 30.0
 METADATA_TIMEOUT_S: Final = 10.0
@@ -137,7 +140,7 @@ class KafkaBroker:
     def consumer(self, positions: Mapping[Partition, int], *, group: str = "") -> "KafkaConsumer":
         """Return a reader that starts at `positions`; `group` only labels it for tools."""
         settings = {**self._common, **_CONSUMER, "group.id": group or "gpuloop-reader"}
-        reader = ck.Consumer(settings)
+        reader = ck.Consumer(settings, logger=log)
         reader.assign(
             [ck.TopicPartition(self._prefix + p.topic, p.number, at) for p, at in positions.items()]
         )
@@ -210,12 +213,14 @@ class KafkaBroker:
 
     def _producer(self) -> ck.Producer:
         if self._lazy_producer is None:
-            self._lazy_producer = ck.Producer({**self._common, **_PRODUCER})
+            self._lazy_producer = ck.Producer({**self._common, **_PRODUCER}, logger=log)
         return self._lazy_producer
 
     def _metadata(self) -> ck.Consumer:
         if self._lazy_metadata is None:
-            self._lazy_metadata = ck.Consumer({**self._common, "group.id": "gpuloop-metadata"})
+            self._lazy_metadata = ck.Consumer(
+                {**self._common, "group.id": "gpuloop-metadata"}, logger=log
+            )
         return self._lazy_metadata
 
 

@@ -191,6 +191,8 @@ class LiveShell(Generic[S]):
             self._watcher.waiting("no fleet clock on telemetry.clock yet")
             return False
         wall_us = self._wall()
+        if self._snapshot_is_due(wall_us):
+            self._snapshot()
         now_us = max(self._clock.now_us(wall_us), self.saved.now_us)
         ticks, skipped = due_ticks(self._ticked_us, now_us, self._component.tick_every_us)
         self._ticked_us = now_us
@@ -200,8 +202,6 @@ class LiveShell(Generic[S]):
         executed = self._cut(records, Moment(now_us=now_us, wall_us=wall_us, ticks_us=ticks))
         took_us = clock.monotonic_us() - began_us
         self._watcher.cut(records, executed, self.saved, skipped=skipped, took_us=took_us)
-        if self._snapshot_is_due(wall_us):
-            self._snapshot()
         return True
 
     def _cut(self, records: Sequence[Record], moment: Moment) -> Executed[S]:
@@ -295,13 +295,16 @@ class LiveShell(Generic[S]):
         self._own[JOURNAL] = end
 
     def _snapshot_is_due(self, wall_us: int) -> bool:
-        return (
+        return self.saved.number > self._snapshot_number and (
             wall_us - self._snapshot_wall_us >= self._config.snapshot_every_us
             or self.saved.number - self._snapshot_number >= self._config.snapshot_every_cuts
         )
 
     def _snapshot(self) -> None:
-        """Write the state, unless the journal has yet to confirm that its last cut is ours."""
+        """Write the state, unless the journal has yet to confirm that its last cut is ours.
+
+        The confirmation is what the next poll brings first, so a snapshot is taken before a cut.
+        """
         saved = self.saved
         if saved.number != self._confirmed:
             return

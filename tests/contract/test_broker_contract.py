@@ -137,7 +137,8 @@ def test_a_value_too_large_for_the_topic_is_an_error(broker: Broker) -> None:
         broker.produce([Encoded(topic="audit", key=b"k", headers=(), value=bytes(2 * 1024 * 1024))])
 
 
-def test_a_cluster_out_of_reach_is_an_error() -> None:
+def test_a_cluster_out_of_reach_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpuloop.loop.shells.kafka.METADATA_TIMEOUT_S", 0.3)
     nowhere = KafkaBroker("127.0.0.1:1")
     with pytest.raises(BrokerError):
         nowhere.partitions("telemetry.faults")

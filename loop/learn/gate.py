@@ -14,6 +14,8 @@ import numpy as np
 ALPHAS: Final = (0.25, 0.5, 1.0)
 CONFIDENCE: Final = 0.9
 RESAMPLES: Final = 10_000
+MIN_DAYS: Final = 5
+"""With fewer days their interval says nothing, however wide the margin."""
 
 
 class AlphaCheck(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,5 +69,5 @@ def earn_alpha(differences_usd: Mapping[float, Sequence[float]], *, seed: int) -
         check_alpha(alpha, differences_usd[alpha], seed=seed) for alpha in sorted(differences_usd)
     )
     best = max(checks, key=lambda check: check.low_usd_per_day, default=None)
-    earned = best.alpha if best is not None and best.low_usd_per_day > 0 else 0.0
-    return Gate(alpha=earned, checks=checks)
+    convinced = best is not None and best.days >= MIN_DAYS and best.low_usd_per_day > 0
+    return Gate(alpha=best.alpha if best is not None and convinced else 0.0, checks=checks)

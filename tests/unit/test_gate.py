@@ -14,6 +14,10 @@ def test_a_policy_that_wins_on_average_by_one_lucky_day_earns_nothing():
     assert gate.alpha == 0.0
 
 
+def test_one_good_day_is_not_evidence():
+    assert earn_alpha({0.5: [900.0]}, seed=0).alpha == 0.0
+
+
 def test_no_evidence_earns_nothing():
     assert earn_alpha({}, seed=0).alpha == 0.0
 

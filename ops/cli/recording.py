@@ -28,6 +28,7 @@ _PLACES: Final = frozenset(
         "http_host",
         "http_port",
         "traces",
+        "twin_config",
         "postgres_dsn",
         "clickhouse_url",
         "audit_anchors",
@@ -94,7 +95,7 @@ def replay(
             if name not in JOURNALED:
                 raise StackError(f"{name} keeps no journal; those that do: {', '.join(JOURNALED)}")
             service = import_module(f"gpuloop.loop.services.{name}")
-            found.append(follow(recording, service.component(settings)))
+            found.append(follow(recording, service.build(settings)))
     except (RecordingError, PositionLost, JournalBroken, FileNotFoundError) as error:
         raise StackError(f"cannot replay {folder}: {error}") from None
     if as_json:

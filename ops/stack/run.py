@@ -220,7 +220,7 @@ class _Run:
     def _finish(self, *, with_report: bool) -> report.Report | None:
         """Stop the services, the auditor last, and count what they did."""
         twin = self._supervisor.units.get("twin")
-        self._trace = twin.detail if twin is not None else ""
+        self._trace = twin.detail.partition(", fleet time")[0] if twin is not None else ""
         services = [name for name in self._stack.services if name != "auditor"]
         ended_wall_us = wall_us()
         for name in self._supervisor.stop(services):

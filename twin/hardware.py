@@ -41,12 +41,17 @@ class Hardware:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._goals: dict[str, list[float]] = {}
         self._inlets: dict[str, float] = {}
+        self.rebind()
 
     def rebind(self) -> None:
-        """Forget what was derived from an earlier state."""
-        self._goals.clear()
+        """Derive from the state what temperatures move to.
+
+        Done at once, not when first asked for: a node is settled after its slots have changed, and
+        must then be settled with what it ran before.
+        """
+        nodes = self._engine.state.nodes.values()
+        self._goals = {node.id: self._goals_of(node) for node in nodes}
 
     def forget(self, node: Node) -> None:
         """Drop what was derived from a machine that is going or coming."""
@@ -82,7 +87,7 @@ class Hardware:
         self.settle(node)
         model = self._engine.models[node.pool]
         watts = [self._watts(node, model, slot) for slot in node.slots]
-        node.watts = model.node_watts + sum(watts)
+        node.watts = float(model.node_watts + sum(watts))
         self._goals[node.id] = self._equilibria(node, model, watts)
         if node.cooling > 1.0:
             self._expect_throttling(node, model)
@@ -100,7 +105,7 @@ class Hardware:
         left = machines.decay(seconds, node.cooling)
         return [
             goal + (start - goal) * left
-            for goal, start in zip(self._goal(node), node.celsius, strict=True)
+            for goal, start in zip(self._goals[node.id], node.celsius, strict=True)
         ]
 
     def speed(self, job: Job) -> float:
@@ -140,13 +145,10 @@ class Hardware:
         spare = model.pcie_bytes_per_second * PCIE_SHARE
         rows.pcie.append(spare * load.utilisation * health + min(traffic * (1 - node.link), spare))
 
-    def _goal(self, node: Node) -> list[float]:
-        found = self._goals.get(node.id)
-        if found is None:
-            model = self._engine.models[node.pool]
-            watts = [self._watts(node, model, slot) for slot in node.slots]
-            found = self._goals[node.id] = self._equilibria(node, model, watts)
-        return found
+    def _goals_of(self, node: Node) -> list[float]:
+        model = self._engine.models[node.pool]
+        watts = [self._watts(node, model, slot) for slot in node.slots]
+        return self._equilibria(node, model, watts)
 
     def _equilibria(self, node: Node, model: GpuModel, watts: list[float]) -> list[float]:
         inlet = self.inlet(node)

@@ -6,7 +6,7 @@ a stage is set by a person on `controls`.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +14,8 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gpuloop.loop.evaluate.keys import sign_policy
-from gpuloop.loop.shells.broker import Broker, starts
-from gpuloop.schemas.codec import BadInput, decode, encode, encode_binary
+from gpuloop.loop.shells.broker import Broker, read_between
+from gpuloop.schemas.codec import BadInput, Record, decode, encode, encode_binary
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import PolicyVersion
 from gpuloop.schemas.messages.learning import ActorSpec, Normaliser, OffsetRange
@@ -102,26 +102,33 @@ def publish(
     return signed
 
 
+def read_all(broker: Broker, topic: str) -> Iterator[Record]:
+    """Yield what a topic holds now, partition by partition."""
+    parts = broker.partitions(topic)
+    first, end = broker.beginnings(parts), broker.ends(parts)
+    for part in parts:
+        yield from read_between(broker, part, first[part], end[part])
+
+
 def published(broker: Broker) -> list[PolicyVersion]:
     """Return every version on the topic, oldest first; what does not decode is passed over."""
     found: dict[str, PolicyVersion] = {}
-    begin = starts(broker, ["policies"])
-    ends = broker.ends(list(begin))
-    left = sum(ends.values()) - sum(begin.values())
-    consumer = broker.consumer(begin)
-    try:
-        while left > 0 and (records := consumer.poll(max_records=500, timeout_s=5.0)):
-            for record in records:
-                left -= 1
-                try:
-                    message = decode(record)
-                except BadInput:
-                    continue
-                if isinstance(message, PolicyVersion):
-                    found[message.policy_id] = message
-    finally:
-        consumer.close()
+    for record in read_all(broker, "policies"):
+        try:
+            message = decode(record)
+        except BadInput:
+            continue
+        if isinstance(message, PolicyVersion):
+            found[message.policy_id] = message
     return sorted(found.values(), key=lambda v: (v.version, v.policy_id))
+
+
+def load_weights(broker: Broker, digest: str) -> bytes | None:
+    """Return the weights stored under a digest, or None when there are none that match it."""
+    for record in read_all(broker, "policies.weights"):
+        if record.value and weights_digest(record.value) == digest:
+            return record.value
+    return None
 
 
 def shipped() -> tuple[PolicyVersion, bytes] | None:

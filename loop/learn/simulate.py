@@ -17,6 +17,7 @@ from gpuloop.loop.decide.decider import Decider
 from gpuloop.loop.evaluate.evaluator import Evaluator
 from gpuloop.loop.services.twin_fleet import TwinFleet
 from gpuloop.loop.shells.simulation import Simulation
+from gpuloop.reasoning.actor import Actor
 from gpuloop.reasoning.forecast import Forecaster
 from gpuloop.schemas.component import Component, Output, Received
 from gpuloop.schemas.identity import derived_event_id
@@ -39,6 +40,11 @@ SETTLING_US: Final = 5 * MINUTE_US
 def rule_alone(batch: PoolBatch) -> NDArray[Any]:
     """Wish for nothing beyond the rule."""
     return np.zeros_like(batch.present)
+
+
+def offsets_of(actor: Actor, alpha: float) -> Offsets:
+    """Return an actor as the offsets it acts with at an alpha."""
+    return lambda batch: alpha * actor(batch.observation)
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):

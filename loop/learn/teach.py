@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gpuloop.loop.learn.experience import ACTION_SIZE, ExperienceJoin, Transition
 from gpuloop.loop.learn.gate import ALPHAS, Gate, earn_alpha
-from gpuloop.loop.learn.simulate import FleetSimulation, Offsets, rule_alone
+from gpuloop.loop.learn.simulate import FleetSimulation, Offsets, offsets_of, rule_alone
 from gpuloop.loop.learn.trainer import Trainer, TrainerConfig, fit_normaliser
 from gpuloop.reasoning.actor import Actor
 from gpuloop.schemas.component import Received
@@ -146,11 +146,6 @@ def _listen(fleet: FleetSimulation, take: Callable[[Sequence[Transition]], None]
 
     fleet.simulation.watch("decisions", on_decision)
     fleet.simulation.watch("rewards", on_reward)
-
-
-def offsets_of(actor: Actor, alpha: float) -> Offsets:
-    """Return an actor as the offsets it acts with at an alpha."""
-    return lambda batch: alpha * actor(batch.observation)
 
 
 class _Day(msgspec.Struct, frozen=True):

@@ -12,4 +12,4 @@ def main(settings: Settings) -> None:
 
 def build(settings: Settings) -> Forecaster:
     """Return the forecaster that the settings describe."""
-    return Forecaster()
+    return Forecaster(settings.fleet)

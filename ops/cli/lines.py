@@ -102,10 +102,7 @@ def _what(message: Message) -> str:
 
 
 def _command(command: Command) -> str:
-    return (
-        f"{command.actuator:<10} {command.summary}  {usd(command.usd_micros_per_hour)}/h  "
-        f"because {command.reason}  [{command.command_id[:SHORT]}]"
-    )
+    return f"{command.actuator:<10} {command.summary}  [{command.command_id[:SHORT]}]"
 
 
 def _insight(message: Cause | Anomaly | Fault | Forecast) -> str:

@@ -239,7 +239,8 @@ def _service_unit(service: Service, settings: Settings, port: int) -> Unit:
     )
     return Unit(
         name=service.name,
-        needs=service.needs,
+        # What nothing waits for does not compete with what everything waits for.
+        needs=service.needs or ("kafka",),
         program=lambda: program,
         probe=lambda: ask(port),
         port=port,

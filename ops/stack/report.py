@@ -10,6 +10,7 @@ from gpuloop.loop.evaluate.audit import AuditError, verify_topic
 from gpuloop.loop.evaluate.keys import KeyFileError
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.broker import BrokerError
+from gpuloop.ops.stack.rerun import Simulated
 from gpuloop.ops.stack.tally import Tally
 from gpuloop.schemas.units import USD_MICROS
 
@@ -28,6 +29,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     reward_total: float
     reward_simulated_policy: float | None
     reward_simulated_rule: float | None
+    simulated_hours: float | None
     alpha: float
     policy_versions: int
     causes: int
@@ -38,13 +40,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     restarts: dict[str, int]
     seconds: float
     seconds_to_first_decision: float | None
-
-
-class Simulated(msgspec.Struct, frozen=True, kw_only=True):
-    """Rewards of re-runs of the twin on the same draws, in USD."""
-
-    policy: float
-    rule: float
 
 
 class Audited(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +72,6 @@ def build(
     seed: int,
     events: int,
     audited: Audited,
-    simulated: Simulated | None,
     resident_bytes: int,
     restarts: dict[str, int],
     started_wall_us: int,
@@ -95,8 +89,9 @@ def build(
         proposals=tally.proposals,
         rewards={name: usd(micros) for name, micros in sorted(tally.rewards_usd_micros.items())},
         reward_total=usd(tally.reward_total_usd_micros),
-        reward_simulated_policy=simulated.policy if simulated else None,
-        reward_simulated_rule=simulated.rule if simulated else None,
+        reward_simulated_policy=None,
+        reward_simulated_rule=None,
+        simulated_hours=None,
         alpha=max(tally.alpha.values(), default=0.0),
         policy_versions=len(tally.policies),
         causes=tally.causes,
@@ -109,6 +104,16 @@ def build(
         seconds_to_first_decision=(
             None if first is None else round(first / 1e3 - started_wall_us / 1e6, 1)
         ),
+    )
+
+
+def with_simulation(report: Report, simulated: Simulated) -> Report:
+    """Return the report with the figures of the re-runs."""
+    return msgspec.structs.replace(
+        report,
+        reward_simulated_policy=simulated.policy,
+        reward_simulated_rule=simulated.rule,
+        simulated_hours=simulated.hours,
     )
 
 
@@ -127,7 +132,7 @@ def lines(report: Report) -> list[str]:
         f"commands refused    {refused}",
         f"proposals           {report.proposals:,}",
         f"reward              {report.reward_total:+,.2f} USD",
-        *(f"  {name:<18}{amount:+,.2f} USD" for name, amount in report.rewards.items()),
+        *(f"  {name:<18} {amount:+,.2f} USD" for name, amount in report.rewards.items()),
         f"policy              alpha {report.alpha:.2f}, published {report.policy_versions}",
         f"causes named        {report.causes:,}",
         f"audit               {report.audit_records:,} records, "
@@ -137,7 +142,8 @@ def lines(report: Report) -> list[str]:
     if report.reward_simulated_policy is not None and report.reward_simulated_rule is not None:
         text.insert(
             -4,
-            f"simulation          the same draws again: {report.reward_simulated_policy:+,.2f} USD "
-            f"under the policy, {report.reward_simulated_rule:+,.2f} USD under the rule",
+            f"simulation          {report.simulated_hours} h of the same draws again: "
+            f"{report.reward_simulated_policy:+,.2f} USD under the policy, "
+            f"{report.reward_simulated_rule:+,.2f} USD under the rule",
         )
     return text

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -27,6 +27,7 @@ from gpuloop.ops.stack.errors import StackError
 from gpuloop.ops.stack.layout import Layout
 from gpuloop.ops.stack.local import LocalStack, Options
 from gpuloop.ops.stack.monitor import Monitor
+from gpuloop.ops.stack.rerun import Rerun, plan, simulate
 from gpuloop.ops.stack.state import StackPhase, StackState, read, write
 from gpuloop.ops.stack.supervisor import Supervisor
 from gpuloop.ops.stack.unit import Phase
@@ -99,6 +100,7 @@ class Ended:
     """How a run ended; `report` is None when it never got as far as its topics."""
 
     report: report.Report | None
+    rerun: Rerun | None
     failed: tuple[str, ...]
     killed: tuple[str, ...]
 
@@ -134,7 +136,20 @@ def run(
             )
         current = _Run(layout, local.assemble(options, classpath), view, stop)
         with stop.on_signals():
-            return current.through(seconds, with_report=with_report)
+            ended = current.through(seconds, with_report=with_report)
+    return _simulated(ended, view)
+
+
+def _simulated(ended: Ended, view: View) -> Ended:
+    """Return the end of the run with its re-runs, unless there are none or a person won't wait."""
+    if ended.report is None or ended.rerun is None:
+        return ended
+    view.say("running the twin again under policy and rule, for the report (Ctrl-C skips this)")
+    try:
+        found = report.with_simulation(ended.report, simulate(ended.rerun))
+    except KeyboardInterrupt:
+        return ended
+    return replace(ended, report=found)
 
 
 def end_leftovers(layout: Layout) -> list[str]:
@@ -163,6 +178,7 @@ class _Run:
         self._phase: StackPhase = "starting"
         self._state_due = 0.0
         self._trace = ""
+        self._rerun: Rerun | None = None
 
     def through(self, seconds: float | None, *, with_report: bool) -> Ended:
         try:
@@ -181,7 +197,7 @@ class _Run:
             self._forget_monitor()
             self._stack.broker.close()
             self._save()
-        return Ended(report=built, failed=failed, killed=tuple(killed))
+        return Ended(report=built, rerun=self._rerun, failed=failed, killed=tuple(killed))
 
     def _until_asked(self, seconds: float | None) -> None:
         units = self._supervisor.units
@@ -262,14 +278,16 @@ class _Run:
         assert self._monitor is not None
         if not self._monitor.catch_up(CATCH_UP_SECONDS):
             self._view.say("not everything written could be counted in time")
+        settings = self._stack.settings
         with self._monitor.lock:
+            if self._stack.simulated:
+                self._rerun = plan(settings, self._monitor.tally, self._stack.broker)
             return report.build(
                 self._monitor.tally,
                 trace=self._trace,
-                seed=self._stack.settings.seed,
+                seed=settings.seed,
                 events=self._monitor.events(),
-                audited=report.verify_audit(self._stack.settings),
-                simulated=None,
+                audited=report.verify_audit(settings),
                 resident_bytes=self._supervisor.resident_peak_bytes,
                 restarts={
                     name: watched.restarts

@@ -52,6 +52,8 @@ class Tally:
     refused: Counter[str] = field(default_factory=Counter)
     rewards_usd_micros: Counter[str] = field(default_factory=Counter)
     reward_total_usd_micros: int = 0
+    rewarded_from_us: int | None = None
+    rewarded_until_us: int = 0
     causes: int = 0
     policies: set[str] = field(default_factory=set)
     alpha: dict[str, float] = field(default_factory=dict)
@@ -82,14 +84,22 @@ class Tally:
             case Outcome():
                 self._outcome(message)
             case Reward():
-                self.rewards_usd_micros.update(message.components)
-                self.reward_total_usd_micros += message.total_usd_micros
+                self._reward(message)
             case Cause():
                 self.causes += 1
                 self._happen(message)
             case PolicyVersion():
                 self.policies.add(message.policy_id)
                 self._happen(message)
+
+    def _reward(self, reward: Reward) -> None:
+        self.rewards_usd_micros.update(reward.components)
+        self.reward_total_usd_micros += reward.total_usd_micros
+        earliest = self.rewarded_from_us
+        self.rewarded_from_us = (
+            reward.start_us if earliest is None else min(earliest, reward.start_us)
+        )
+        self.rewarded_until_us = max(self.rewarded_until_us, reward.end_us)
 
     def _outcome(self, outcome: Outcome) -> None:
         if outcome.status == "applied":

@@ -1,0 +1,125 @@
+"""Runs the twin again after a run, on the same draws, under the executed policy and under the rule.
+
+What comes out is simulation and is labelled so. The windows compared are those that the live run
+was rewarded for, at most the first twelve hours of them, because a person waits for the answer.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Final
+
+import msgspec
+
+from gpuloop.loop.learn.registry import published
+from gpuloop.loop.settings import Settings
+from gpuloop.loop.shells.broker import Broker, starts
+from gpuloop.ops.stack.tally import Tally
+from gpuloop.schemas.messages import PolicyVersion
+from gpuloop.schemas.units import HOUR_US
+
+MAX_SPAN_US: Final = 12 * HOUR_US
+MAX_LEAD_US: Final = 24 * HOUR_US
+POLL_SECONDS: Final = 5.0
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """A policy version, its weights, and the alpha it acted with."""
+
+    version: PolicyVersion
+    weights: bytes
+    alpha: float
+
+
+class Rerun(msgspec.Struct, frozen=True, kw_only=True):
+    """What to simulate: the twin's settings, the fleet time compared, and the policy executed."""
+
+    environment: dict[str, str]
+    from_us: int
+    until_us: int
+    policy: Policy | None
+
+
+class Simulated(msgspec.Struct, frozen=True, kw_only=True):
+    """Rewards of both re-runs in USD over the same hours of fleet time."""
+
+    policy: float
+    rule: float
+    hours: float
+
+
+def plan(settings: Settings, tally: Tally, broker: Broker) -> Rerun | None:
+    """Return what to run again, or None when nothing was rewarded or the world is too old."""
+    if tally.rewarded_from_us is None:
+        return None
+    start = tally.rewarded_from_us
+    if not settings.start_us <= start <= settings.start_us + MAX_LEAD_US:
+        return None
+    return Rerun(
+        environment=settings.environment(),
+        from_us=start,
+        until_us=min(tally.rewarded_until_us, start + MAX_SPAN_US),
+        policy=_executed(tally, broker),
+    )
+
+
+def _executed(tally: Tally, broker: Broker) -> Policy | None:
+    """Return the policy that acted last with the largest alpha; None for the rule."""
+    decision = max(tally.latest.values(), key=lambda d: (d.alpha, d.pool), default=None)
+    if decision is None or decision.alpha == 0.0:
+        return None
+    for version in published(broker):
+        if version.policy_id == decision.policy_id:
+            weights = _weights(broker, version.weights_digest)
+            if weights is not None:
+                return Policy(version=version, weights=weights, alpha=decision.alpha)
+    return None
+
+
+def _weights(broker: Broker, digest: str) -> bytes | None:
+    positions = starts(broker, ["policies.weights"])
+    left = sum(broker.ends(list(positions)).values()) - sum(positions.values())
+    consumer = broker.consumer(positions)
+    try:
+        while left > 0 and (records := consumer.poll(max_records=100, timeout_s=POLL_SECONDS)):
+            left -= len(records)
+            for record in records:
+                if record.key == digest.encode():
+                    return record.value
+    finally:
+        consumer.close()
+    return None
+
+
+def simulate(rerun: Rerun) -> Simulated:
+    """Run the twin again, in processes of their own, and return what both runs earned."""
+    runs: Sequence[Rerun] = [msgspec.structs.replace(rerun, policy=None)]
+    if rerun.policy is not None:
+        runs = [*runs, rerun]
+    with ProcessPoolExecutor(len(runs), mp_context=get_context("spawn")) as pool:
+        earned = list(pool.map(_earn, runs))
+    hours = (rerun.until_us - rerun.from_us) / HOUR_US
+    return Simulated(rule=round(earned[0], 4), policy=round(earned[-1], 4), hours=round(hours, 2))
+
+
+def _earn(rerun: Rerun) -> float:
+    from gpuloop.loop.learn.simulate import FleetSimulation, rule_alone
+    from gpuloop.loop.services.twin import twin_config
+    from gpuloop.reasoning.actor import Actor
+
+    settings = Settings.from_environment(rerun.environment)
+    offsets = rule_alone
+    if rerun.policy is not None:
+        version, alpha = rerun.policy.version, rerun.policy.alpha
+        assert version.actor is not None
+        assert version.normaliser is not None
+        actor = Actor.from_safetensors(rerun.policy.weights, version.actor, version.normaliser)
+        offsets = lambda batch: alpha * actor(batch.observation)  # noqa: E731
+    fleet = FleetSimulation(
+        twin_config(settings),
+        traces=settings.traces,
+        workload=settings.workload or "auto",
+        offsets=offsets,
+    )
+    before = fleet.run(rerun.from_us).usd
+    return fleet.run(rerun.until_us).usd - before

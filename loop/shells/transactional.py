@@ -102,6 +102,11 @@ class TransactionalShell(Generic[S]):
         self._next_step_us = 0
         self._next_anchor_us = 0
 
+    @property
+    def state(self) -> S:
+        """Return the component's state as it is now; only after `open`."""
+        return self._state
+
     def run(self, stop: threading.Event) -> None:
         """Resume the world and keep it going until `stop`; then its clock stands."""
         self.open()

@@ -43,6 +43,7 @@ SERVICE_PENALTY_USD_MICROS: Final = 2_000_000
 MAX_JOBS: Final = 20_000
 MAX_WAITING_STEPS: Final = 50_000
 MAX_POOLS: Final = 1_000
+MAX_MARKETS: Final = 256
 MAX_SELLERS: Final = 64
 
 _QUEUES: Final = frozenset({"submitted", "preempted"})
@@ -221,9 +222,15 @@ class Ledger(State):
         self._change(step.subject, "energy_cost", change, step.at_us)
 
     def _apply_offer(self, step: OfferStep) -> None:
+        if step.subject not in self.prices and len(self.prices) >= MAX_MARKETS:
+            self.counts.refused += 1
+            return
         sellers = self.prices.setdefault(step.subject, {})
+        if step.seller not in sellers and len(sellers) >= MAX_SELLERS:
+            self.counts.refused += 1
+            return
         fetched_us, _ = sellers.get(step.seller, (0, 0))
-        if step.at_us < fetched_us or (step.seller not in sellers and len(sellers) >= MAX_SELLERS):
+        if step.at_us < fetched_us:
             return
         sellers[step.seller] = (step.at_us, step.usd_micros_per_gpu_hour)
         for name, book in sorted(self.books.items()):

@@ -10,11 +10,14 @@ from typing import Final
 import msgspec
 
 from gpuloop.schemas.messages import JobEvent, Message, Offer, ResourceSample, ServiceSample
-from gpuloop.schemas.units import HOUR_US
+from gpuloop.schemas.units import HOUR_US, MAX_GPUS_PER_NODE
 
 MAX_RATE: Final = 10**14
 """USD micros per hour: a hundred million dollars an hour from one job or one pool."""
 MAX_AMOUNT: Final = 10**15
+MAX_NODES: Final = 10**6
+MAX_OFFER: Final = 10**10
+"""USD micros per GPU-hour."""
 MAX_ENERGY_RATE: Final = 10**17
 """Milliwatts x USD micros per kWh: a gigawatt at ten cents."""
 
@@ -94,7 +97,7 @@ def step_of(message: Message) -> Step | None:
             return _service_step(message)
         case ResourceSample(kind="capacity"):
             return _capacity_step(message)
-        case Offer() if message.usd_micros_per_gpu_hour <= MAX_RATE:
+        case Offer() if message.usd_micros_per_gpu_hour <= MAX_OFFER:
             return OfferStep(
                 at_us=message.fetched_at_us,
                 boot=0,
@@ -146,8 +149,8 @@ def _capacity_step(sample: ResourceSample) -> CapacityStep | None:
         for tranche in sample.tranches
     )
     energy_rate = round(sample.power_watts * 1000) * sample.energy_usd_micros_per_kwh
-    costs = [nodes * max(price, 1) for _, nodes, price in tranches]
-    if any(cost > MAX_RATE for cost in costs) or energy_rate > MAX_ENERGY_RATE:
+    dear = any(nodes > MAX_NODES or nodes * price > MAX_RATE for _, nodes, price in tranches)
+    if dear or sample.gpus_per_node > MAX_GPUS_PER_NODE or energy_rate > MAX_ENERGY_RATE:
         return None
     return CapacityStep(
         at_us=sample.event_time_us,

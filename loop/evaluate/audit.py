@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import Final
 
 from gpuloop.loop.evaluate.anchors import Anchors
-from gpuloop.loop.evaluate.auditor import TOPIC, read_range
+from gpuloop.loop.evaluate.auditor import TOPIC
 from gpuloop.loop.evaluate.chain import AuditError
 from gpuloop.loop.evaluate.keys import load_or_create, public_hex
 from gpuloop.loop.evaluate.verify import Finding, VerifyReport, verify
+from gpuloop.loop.replay.recording import Recording
 from gpuloop.loop.settings import Settings
-from gpuloop.loop.shells.broker import Broker
+from gpuloop.loop.shells.broker import Broker, Partition, read_between
 from gpuloop.loop.shells.kafka import KafkaBroker
 
-__all__ = ["AuditError", "Finding", "VerifyReport", "anchors_of", "key_path", "verify_topic"]
+__all__ = [
+    "AuditError",
+    "Finding",
+    "VerifyReport",
+    "anchors_of",
+    "key_path",
+    "trusted_keys",
+    "verify_recording",
+    "verify_topic",
+]
 
 KEY_FILE: Final = "keys/auditor.pem"
 ANCHORS_FILE: Final = "audit/anchors.jsonl"
@@ -43,8 +53,8 @@ def verify_topic(settings: Settings, broker: Broker | None = None) -> VerifyRepo
     """Verify the whole audit topic of the settings' cluster, up to where it ends now.
 
     Raises:
-        AuditError: the anchors cannot be read, or the broker does not hand the topic over.
-        BrokerError: the broker cannot be reached.
+        AuditError: the anchors cannot be read.
+        BrokerError: the broker cannot be reached, or does not hand the topic over.
         KeyFileError: the auditor's key file is there and unusable.
 
     """
@@ -56,7 +66,21 @@ def verify_topic(settings: Settings, broker: Broker | None = None) -> VerifyRepo
     try:
         (part,) = log.partitions(TOPIC)
         first, end = log.beginnings([part])[part], log.ends([part])[part]
-        return verify(read_range(log, part, first, end), anchors, trusted)
+        return verify(read_between(log, part, first, end), anchors, trusted)
     finally:
         if broker is None:
             log.close()
+
+
+def verify_recording(folder: Path, settings: Settings) -> VerifyReport:
+    """Verify the audit topic of a recording that was taken from its beginning.
+
+    It ends where it was taken, so later anchors say nothing about it: a cut tail goes unseen.
+
+    Raises:
+        AuditError: the anchors cannot be read.
+        RecordingError: the folder holds no sound recording.
+
+    """
+    records = Recording(folder).records(Partition(TOPIC, 0))
+    return verify(records, anchors_of(settings).read(), trusted_keys(settings), whole=False)

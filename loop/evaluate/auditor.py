@@ -19,7 +19,7 @@ from gpuloop.loop.evaluate.chain import (
     is_genuine,
     signed_checkpoint,
 )
-from gpuloop.loop.shells.broker import Broker, Partition
+from gpuloop.loop.shells.broker import Broker, Partition, read_between
 from gpuloop.schemas.codec import BadInput, Encoded, Record, decode, encode
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import AuditCheckpoint
@@ -30,7 +30,6 @@ TOPIC: Final = "audit"
 CHECKPOINT_EVERY_US: Final = MINUTE_US
 CHECKPOINT_EVERY_RECORDS: Final = 1000
 TAIL_RECORDS: Final = 2000
-READ_TIMEOUT_S: Final = 10.0
 
 
 class Auditor:
@@ -148,7 +147,7 @@ def _newest_on_topic(broker: Broker, trusted_keys: Collection[str]) -> list[Audi
     seen: list[AuditCheckpoint] = []
     while until > first:
         start = max(first, until - TAIL_RECORDS)
-        for record in read_range(broker, part, start, until):
+        for record in read_between(broker, part, start, until):
             try:
                 message = decode(record)
             except BadInput:
@@ -159,27 +158,3 @@ def _newest_on_topic(broker: Broker, trusted_keys: Collection[str]) -> list[Audi
             break
         until = start
     return seen
-
-
-def read_range(broker: Broker, part: Partition, start: int, until: int) -> Iterable[Record]:
-    """Yield the records of a partition from `start` up to but not including `until`.
-
-    Raises:
-        AuditError: the broker does not hand them over.
-
-    """
-    if start >= until:
-        return
-    consumer = broker.consumer({part: start}, group="audit-reader")
-    try:
-        position = start
-        while position < until:
-            records = consumer.poll(max_records=1000, timeout_s=READ_TIMEOUT_S)
-            if not records:
-                raise AuditError(f"{part} stays silent at {position}, before its end at {until}")
-            for record in records:
-                if record.offset < until:
-                    yield record
-            position = records[-1].offset + 1
-    finally:
-        consumer.close()

@@ -1,7 +1,5 @@
 """Credit: which decision a pool's flow belongs to, and what is said when that is in doubt."""
 
-from typing import Any
-
 import msgspec
 import pytest
 
@@ -120,35 +118,17 @@ class Loop:
 
 
 def a_decision(name: str, pool: str, level: str, epoch: int, tick_us: int) -> Decision:
-    fields: dict[str, Any] = dict.fromkeys(
-        (
-            "dimensions", "observation", "feature_ages_us", "feature_quality", "feasible_low",
-            "feasible_high", "delta_limit", "rule_action", "policy_action", "joint_action",
-            "executed_action", "exploration", "adjustments", "command_ids", "stale_inputs",
-            "influences",
-        ),
-        (),
-    )  # fmt: skip
-    digests = dict.fromkeys(("policy_digest", "normaliser_digest", "envelope_digest"), "0" * 64)
-    texts = dict.fromkeys(("forecast_id", "summary", "why_not"), "")
-    return Decision(
-        fleet="local",
-        decision_id=name,
-        pool=pool,
-        level=level,  # type: ignore[arg-type]
-        epoch=epoch,
-        tick_us=tick_us,
-        feature_version="pool/1",
-        alpha=0.0,
-        log_probability=0.0,
-        policy_id="rule",
-        arm="rule",
-        assignment_probability=1.0,
-        modes={},
-        **fields,
-        **digests,
-        **texts,
-    )
+    """Return a decision of which only what the evaluator looks at is filled in."""
+    digest = "0" * 64
+    empty = {field.name: () for field in msgspec.structs.fields(Decision) if field.required}
+    seen = {
+        "fleet": "local", "decision_id": name, "pool": pool, "level": level, "epoch": epoch,
+        "tick_us": tick_us, "feature_version": "pool/1", "alpha": 0.0, "log_probability": 0.0,
+        "policy_id": "rule", "policy_digest": digest, "normaliser_digest": digest,
+        "envelope_digest": digest, "arm": "rule", "assignment_probability": 1.0,
+        "forecast_id": "", "modes": {}, "summary": "", "why_not": "",
+    }  # fmt: skip
+    return msgspec.convert(empty | seen, Decision)
 
 
 def test_a_decision_is_paid_what_its_pool_earned_until_the_next() -> None:

@@ -1,0 +1,114 @@
+"""A recording is whole, or it is refused."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from gpuloop.loop.replay.record import record, recordable
+from gpuloop.loop.replay.recording import (
+    MANIFEST,
+    Recording,
+    RecordingError,
+    RecordingSource,
+    decode_line,
+    encode_line,
+)
+from gpuloop.loop.shells.broker import Partition, PositionLost
+from gpuloop.loop.shells.memory import MemoryBroker
+from gpuloop.schemas.codec import Encoded, Record
+from gpuloop.schemas.messages.internal import Segment
+
+PART = Partition("telemetry.faults", 0)
+
+
+def written(folder: Path, *, expired: int = 0) -> Recording:
+    broker = MemoryBroker(wall=lambda: 1_700_000_000_000_000)
+    broker.produce(
+        [
+            Encoded(topic=PART.topic, key=b"n", headers=(("a", b"b"),), value=f"{n}".encode())
+            for n in range(10)
+        ]
+    )
+    broker.expire(PART, expired)
+    record(broker, folder, fleet="local", settings={"seed": "3"}, topics=["telemetry.faults"])
+    return Recording(folder)
+
+
+@pytest.mark.parametrize("value", [b"{}", b"\xff\x00", None, b""])
+@pytest.mark.parametrize("key", [b"k", b"\xfe", None])
+def test_a_record_survives_its_line_byte_for_byte(key: bytes | None, value: bytes | None) -> None:
+    original = Record(
+        topic=PART.topic,
+        partition=0,
+        offset=7,
+        timestamp_ms=5,
+        key=key,
+        headers=(("h", b"1"), ("h", b"\xff"), ("i", b"")),
+        value=value,
+    )
+    assert decode_line(encode_line(original), PART) == original
+
+
+def test_offsets_are_kept_also_where_the_beginning_has_expired(tmp_path: Path) -> None:
+    recording = written(tmp_path / "r", expired=4)
+    assert [r.offset for r in recording.records(PART)] == [4, 5, 6, 7, 8, 9]
+    assert recording.files[PART].first == 4
+
+
+def test_segments_are_found_in_one_pass(tmp_path: Path) -> None:
+    source = RecordingSource(written(tmp_path / "r"))
+
+    def take(first: int, last: int) -> list[int]:
+        segment = Segment(topic=PART.topic, partition=0, first=first, last=last)
+        return [record.offset for record in source.take(segment)]
+
+    assert take(0, 2) == [0, 1, 2]
+    assert take(3, 3) == [3]
+    assert take(6, 9) == [6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("segment", [(0, 5), (8, 10)])
+def test_a_segment_that_was_not_recorded_is_an_error(
+    tmp_path: Path, segment: tuple[int, int]
+) -> None:
+    source = RecordingSource(written(tmp_path / "r", expired=4))
+    with pytest.raises(PositionLost):
+        source.take(Segment(topic=PART.topic, partition=0, first=segment[0], last=segment[1]))
+
+
+def test_an_unfinished_recording_is_refused(tmp_path: Path) -> None:
+    written(tmp_path / "r")
+    (tmp_path / "r" / MANIFEST).unlink()
+    with pytest.raises(RecordingError, match="no finished recording"):
+        Recording(tmp_path / "r")
+
+
+@pytest.mark.parametrize("damage", ["changed", "shortened", "torn", "gone"])
+def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
+    recording = written(tmp_path / "r")
+    path = tmp_path / "r" / recording.files[PART].file
+    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    match damage:
+        case "changed":
+            lines[3] = lines[3].replace(b'"3"', b'"4"')
+            path.write_bytes(gzip.compress(b"".join(lines)))
+        case "shortened":
+            path.write_bytes(gzip.compress(b"".join(lines[:-1])))
+        case "torn":
+            path.write_bytes(path.read_bytes()[:-20])
+        case _:
+            path.unlink()
+    with pytest.raises(RecordingError):
+        list(recording.records(PART))
+
+
+def test_a_folder_in_use_is_not_written_to(tmp_path: Path) -> None:
+    written(tmp_path / "r")
+    with pytest.raises(FileExistsError):
+        written(tmp_path / "r")
+
+
+def test_derived_frames_are_left_out_by_default() -> None:
+    assert "internal.frames" not in recordable()
+    assert {"internal.journal", "internal.snapshots", "decisions"} <= set(recordable())

@@ -1,0 +1,62 @@
+"""The environment is read once, in full, or not at all."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from gpuloop.loop.settings import Settings, SettingsError, variables
+
+
+def test_an_empty_environment_gives_the_documented_defaults() -> None:
+    settings = Settings.from_environment({"PATH": "/bin", "GPULOOP_FLEET": ""})
+    assert settings == Settings()
+    assert settings.start_us == 1_508_112_000_000_000
+    assert settings.environment() == {}
+
+
+def test_every_variable_is_documented() -> None:
+    documented = list(variables())
+    assert {name for name, _, _ in documented} >= {"GPULOOP_TRACES", "GPULOOP_TRUSTED_KEYS"}
+    assert all(meaning for _, _, meaning in documented)
+
+
+def test_values_are_read_by_type() -> None:
+    settings = Settings.from_environment(
+        {
+            "GPULOOP_SPEED": "6.5",
+            "GPULOOP_HTTP_PORT": "8080",
+            "GPULOOP_TRACES": "/traces",
+            "GPULOOP_TRUSTED_KEYS": "aa, bb",
+            "GPULOOP_START": "2017-10-17T00:00:00Z",
+        }
+    )
+    assert (settings.speed, settings.http_port) == (6.5, 8080)
+    assert settings.traces == Path("/traces")
+    assert settings.trusted_keys == ("aa", "bb")
+    assert settings.start == datetime(2017, 10, 17, tzinfo=UTC)
+
+
+def test_settings_travel_to_a_child_process_unchanged() -> None:
+    settings = Settings(
+        fleet="f", traces=Path("/t"), trusted_keys=("a", "b"), speed=1.0, topic_prefix="p."
+    )
+    assert Settings.from_environment(settings.environment()) == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("GPULOOP_SPED", "60", "GPULOOP_SPED"),
+        ("GPULOOP_SPEED", "0", "GPULOOP_SPEED"),
+        ("GPULOOP_SPEED", "nan", "GPULOOP_SPEED"),
+        ("GPULOOP_HTTP_PORT", "70000", "GPULOOP_HTTP_PORT"),
+        ("GPULOOP_SEED", "-1", "GPULOOP_SEED"),
+        ("GPULOOP_START", "yesterday", "GPULOOP_START"),
+        ("GPULOOP_LOG_LEVEL", "loud", "GPULOOP_LOG_LEVEL"),
+        ("GPULOOP_TOPIC_PREFIX", "no spaces", "GPULOOP_TOPIC_PREFIX"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_its_name(name: str, value: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        Settings.from_environment({name: value})

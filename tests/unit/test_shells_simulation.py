@@ -1,0 +1,155 @@
+"""Virtual time, deterministic order, seeded bad luck."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import pytest
+
+from gpuloop.loop.shells.simulation import Disturbance, Simulation
+from gpuloop.schemas.component import Context, Event, Output, Received, State, Tick
+from gpuloop.schemas.messages import ResourceSample
+from gpuloop.schemas.units import MINUTE_US, SECOND_US
+
+
+class Log(State):
+    lines: list[str] = []
+
+
+class Talker:
+    """Says one thing on each tick, and repeats what it hears once."""
+
+    name: ClassVar[str] = "talker"
+    inputs: ClassVar[tuple[str, ...]] = ()
+    state_version: ClassVar[int] = 1
+
+    def __init__(self, name: str = "talker", every_us: int = MINUTE_US) -> None:
+        self.name = name  # type: ignore[misc]
+        self.state_type = Log
+        self.tick_every_us = every_us
+
+    def initial(self) -> Log:
+        return Log()
+
+    def step(self, state: Log, event: Event, ctx: Context) -> tuple[Log, Sequence[Output]]:
+        assert isinstance(event, Tick)
+        state.lines.append(str(event.tick_us))
+        return state, [said(f"{self.name}/{event.tick_us}")]
+
+
+class Listener:
+    """Keeps what it hears."""
+
+    name: ClassVar[str] = "listener"
+    inputs: ClassVar[tuple[str, ...]] = ("telemetry.resources",)
+    state_version: ClassVar[int] = 1
+
+    def __init__(self) -> None:
+        self.state_type = Log
+        self.tick_every_us = MINUTE_US
+
+    def initial(self) -> Log:
+        return Log()
+
+    def step(self, state: Log, event: Event, ctx: Context) -> tuple[Log, Sequence[Output]]:
+        heard = event.id if isinstance(event, Received) else f"tick {event.tick_us}"
+        state.lines.append(f"{heard} at {ctx.now_us}")
+        return state, ()
+
+
+def said(id_: str) -> Output:
+    message = ResourceSample(
+        fleet="local",
+        resource="r",
+        kind="storage",
+        event_time_us=0,
+        boot=1,
+        seq=1,
+        pool="h100",
+        load=0.0,
+        capacity=1.0,
+    )
+    return Output(topic="telemetry.resources", key="r", message=message, event_id=id_, time_us=0)
+
+
+def heard(simulation: Simulation) -> list[str]:
+    state = simulation.states["listener"]
+    assert isinstance(state, Log)
+    return state.lines
+
+
+def test_what_a_tick_causes_is_delivered_before_the_next_component_ticks() -> None:
+    simulation = Simulation([Talker(), Listener()], seed=1, start_us=0)
+    simulation.run(2 * MINUTE_US)
+    assert heard(simulation) == [
+        f"talker/{MINUTE_US} at {MINUTE_US}",
+        f"tick {MINUTE_US} at {MINUTE_US}",
+        f"talker/{2 * MINUTE_US} at {2 * MINUTE_US}",
+        f"tick {2 * MINUTE_US} at {2 * MINUTE_US}",
+    ]
+
+
+def test_a_step_goes_to_the_next_tick_of_any_component() -> None:
+    simulation = Simulation([Talker(every_us=45 * SECOND_US), Listener()], seed=1, start_us=0)
+    assert [simulation.step() // SECOND_US for _ in range(4)] == [45, 60, 90, 120]
+
+
+def test_wall_time_runs_along_at_the_given_speed() -> None:
+    simulation = Simulation([Talker()], seed=1, start_us=0, speed=60.0, wall_start_us=5)
+    walls: list[int] = []
+    component = simulation.components[0]
+    original = component.step
+
+    def step(state: Log, event: Event, ctx: Context) -> tuple[Log, Sequence[Output]]:
+        walls.append(ctx.wall_us)
+        return original(state, event, ctx)
+
+    component.step = step
+    simulation.run(2 * MINUTE_US)
+    assert walls == [5 + SECOND_US, 5 + 2 * SECOND_US]
+
+
+def test_the_same_seed_meets_the_same_luck_and_another_does_not() -> None:
+    def run(seed: int) -> list[str]:
+        luck = Disturbance(seed=seed, drop=0.2, duplicate=0.2, delay=0.2)
+        simulation = Simulation([Talker(), Listener()], seed=1, start_us=0, disturbance=luck)
+        simulation.run(300 * MINUTE_US)
+        return heard(simulation)
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+def test_messages_are_lost_doubled_and_late_in_the_shares_asked_for(seed: int) -> None:
+    luck = Disturbance(seed=seed, drop=0.1, duplicate=0.2, delay=0.3)
+    simulation = Simulation([Talker(), Listener()], seed=1, start_us=0, disturbance=luck)
+    simulation.run(2000 * MINUTE_US)
+    times: dict[str, list[str]] = {}
+    for line in heard(simulation):
+        if line.startswith("talker"):
+            id_, _, at = line.partition(" at ")
+            times.setdefault(id_.removeprefix("talker/"), []).append(at)
+    lost = 2000 - len(times)
+    doubled = sum(len(at) == 2 for at in times.values())
+    late = sum(at[0] != sent for sent, at in times.items())
+    assert 150 < lost < 250
+    assert 330 < doubled < 470
+    assert 520 < late < 680
+
+
+def test_topics_outside_the_disturbance_are_left_alone() -> None:
+    luck = Disturbance(seed=1, topics=("state.",), drop=1.0)
+    simulation = Simulation([Talker(), Listener()], seed=1, start_us=0, disturbance=luck)
+    simulation.run(MINUTE_US)
+    assert len(heard(simulation)) == 2
+
+
+def test_a_loop_that_never_rests_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Parrot(Listener):
+        def step(self, state: Log, event: Event, ctx: Context) -> tuple[Log, Sequence[Output]]:
+            return state, [said("again")]
+
+    monkeypatch.setattr("gpuloop.loop.shells.simulation.MAX_MESSAGES_PER_TICK", 1000)
+    simulation = Simulation([Parrot()], seed=1, start_us=0)
+    with pytest.raises(RuntimeError, match="do not come to rest"):
+        simulation.send([said("first")])

@@ -11,16 +11,15 @@ from typing import Final
 
 import msgspec
 
-from gpuloop.loop.learn.registry import published
+from gpuloop.loop.learn.registry import load_weights, published
 from gpuloop.loop.settings import Settings
-from gpuloop.loop.shells.broker import Broker, starts
+from gpuloop.loop.shells.broker import Broker
 from gpuloop.ops.stack.tally import Tally
 from gpuloop.schemas.messages import PolicyVersion
 from gpuloop.schemas.units import HOUR_US
 
 MAX_SPAN_US: Final = 12 * HOUR_US
 MAX_LEAD_US: Final = 24 * HOUR_US
-POLL_SECONDS: Final = 5.0
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,24 +69,9 @@ def _executed(tally: Tally, broker: Broker) -> Policy | None:
         return None
     for version in published(broker):
         if version.policy_id == decision.policy_id:
-            weights = _weights(broker, version.weights_digest)
+            weights = load_weights(broker, version.weights_digest)
             if weights is not None:
                 return Policy(version=version, weights=weights, alpha=decision.alpha)
-    return None
-
-
-def _weights(broker: Broker, digest: str) -> bytes | None:
-    positions = starts(broker, ["policies.weights"])
-    left = sum(broker.ends(list(positions)).values()) - sum(positions.values())
-    consumer = broker.consumer(positions)
-    try:
-        while left > 0 and (records := consumer.poll(max_records=100, timeout_s=POLL_SECONDS)):
-            left -= len(records)
-            for record in records:
-                if record.key == digest.encode():
-                    return record.value
-    finally:
-        consumer.close()
     return None
 
 
@@ -103,18 +87,18 @@ def simulate(rerun: Rerun) -> Simulated:
 
 
 def _earn(rerun: Rerun) -> float:
-    from gpuloop.loop.learn.simulate import FleetSimulation, rule_alone
+    from gpuloop.loop.learn.simulate import FleetSimulation, Offsets, offsets_of, rule_alone
     from gpuloop.loop.services.twin import twin_config
     from gpuloop.reasoning.actor import Actor
 
     settings = Settings.from_environment(rerun.environment)
-    offsets = rule_alone
+    offsets: Offsets = rule_alone
     if rerun.policy is not None:
         version, alpha = rerun.policy.version, rerun.policy.alpha
         assert version.actor is not None
         assert version.normaliser is not None
         actor = Actor.from_safetensors(rerun.policy.weights, version.actor, version.normaliser)
-        offsets = lambda batch: alpha * actor(batch.observation)  # noqa: E731
+        offsets = offsets_of(actor, alpha)
     fleet = FleetSimulation(
         twin_config(settings),
         traces=settings.traces,

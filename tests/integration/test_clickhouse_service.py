@@ -1,0 +1,59 @@
+"""The embedded ClickHouse engine as a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpuloop.ops.stack.ports import free_ports
+
+pytestmark = pytest.mark.stores
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    port = next(free_ports(tmp_path))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("GPULOOP_")}
+    own = {"GPULOOP_HTTP_PORT": str(port), "GPULOOP_STATE_DIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpuloop.loop.services", "clickhouse"], env=kept | own
+    )
+    found = f"http://127.0.0.1:{port}"
+    for _ in range(300):
+        assert process.poll() is None
+        try:
+            urllib.request.urlopen(f"{found}/health", timeout=2).close()
+            break
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.1)
+    yield found
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10.0) == 0
+
+
+def query(url: str, sql: str) -> tuple[int, str]:
+    body = json.dumps({"sql": sql}).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/query", data=body, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_other_processes_write_and_ask_over_http(url: str) -> None:
+    assert query(url, "create table t (n Int64) engine = MergeTree order by n") == (200, "")
+    assert query(url, "insert into t select number from numbers(1000)") == (200, "")
+    assert query(url, "select sum(n) as total from t") == (200, '{"total":499500}\n')
+    status, complaint = query(url, "selec 1")
+    assert status == 400
+    assert "Syntax error" in complaint

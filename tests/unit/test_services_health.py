@@ -1,0 +1,95 @@
+"""What a process answers over HTTP, and to whom."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gpuloop.loop.services.health import Answer, Health, HealthServer
+from gpuloop.loop.services.keeper import LEASE_US, lease
+from gpuloop.loop.services.process import serving
+from gpuloop.loop.settings import Settings
+from gpuloop.schemas.codec import Record, decode
+from gpuloop.schemas.messages import Control
+from gpuloop.schemas.messages.control import KillLease
+
+
+def shout(body: bytes) -> Answer:
+    return Answer(status=200, content_type="text/plain", body=body.upper())
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[Health, str]]:
+    health = Health("decider")
+    server = HealthServer(health, host="127.0.0.1", port=0, routes={"/shout": shout})
+    yield health, f"http://127.0.0.1:{server.port}"
+    server.close()
+
+
+def ask(url: str, body: bytes | None = None, kind: str = "application/json") -> tuple[int, bytes]:
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": kind})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def report(url: str) -> tuple[int, dict[str, Any]]:
+    status, body = ask(f"{url}/health")
+    return status, json.loads(body)
+
+
+def test_a_process_is_not_ready_until_it_says_so(served: tuple[Health, str]) -> None:
+    health, url = served
+    assert report(url)[0] == 503
+    health.progress("cut 1", {"state.pools/0": 5})
+    status, found = report(url)
+    assert status == 200
+    assert found["service"] == "decider"
+    assert (found["detail"], found["positions"]) == ("cut 1", {"state.pools/0": 5})
+    assert found["last_progress_wall_us"] > 0
+    health.waiting("no fleet clock")
+    assert report(url)[0] == 503
+
+
+def test_metrics_are_in_the_text_format_of_prometheus(served: tuple[Health, str]) -> None:
+    health, url = served
+    health.progress("ready")
+    status, body = ask(f"{url}/metrics")
+    assert status == 200
+    assert b"gpuloop_ready 1.0" in body
+
+
+def test_a_route_answers_json_only(served: tuple[Health, str]) -> None:
+    _, url = served
+    assert ask(f"{url}/shout", b'"a"') == (200, b'"A"')
+    assert ask(f"{url}/shout", b'"a"', kind="text/plain")[0] == 404
+    assert ask(f"{url}/other", b'"a"')[0] == 404
+    assert ask(f"{url}/shout", b" " * 1_000_001)[0] == 404
+
+
+def test_the_port_is_free_again_after_a_service() -> None:
+    with serving("keeper", Settings()) as process:
+        process.health.progress("ready")
+    assert not process.health.report().ready
+
+
+def test_a_lease_lasts_three_renewals() -> None:
+    encoded = lease("local", 1_000)
+    record = Record(
+        topic=encoded.topic,
+        partition=0,
+        offset=0,
+        timestamp_ms=0,
+        key=encoded.key,
+        headers=encoded.headers,
+        value=encoded.value,
+    )
+    control = decode(record)
+    assert isinstance(control, Control)
+    assert control.body == KillLease(expires_wall_us=1_000 + LEASE_US)
+    assert encoded.key == b"lease"

@@ -251,7 +251,7 @@ def _forget(block: JobBlock, newest_us: int) -> None:
 
 
 def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Partial]:
-    """Return what the shard adds to each pool it knows."""
+    """Return what the shard adds to each pool that it adds anything to."""
     return [
         Partial(
             fleet=fleet,
@@ -274,6 +274,7 @@ def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Parti
             arrived_jobs=jobs.arrived_jobs,
         )
         for pool, jobs in sorted(shard.pools.items())
+        if jobs.running_jobs or jobs.waiting or jobs.arrived_jobs
     ]
 
 

@@ -7,6 +7,8 @@ the order of their names: whatever the order of arrival, the same partials give 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from gpuloop.schemas.component import Output, State
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import Partial, PoolState, ResourceSample, ServiceSample
@@ -136,12 +138,13 @@ def done(fleet: str, name: str, tick_us: int) -> Partial:
 
 def output(partial: Partial) -> Output:
     """Return a partial as something to write."""
-    identity = (partial.fleet, partial.pool, partial.shard, str(partial.tick_us))
+    # A tick told again after a crash may know more jobs: the content is part of the identity.
+    identity = msgspec.msgpack.encode(partial).hex()
     return Output(
         topic="internal.partials",
         key=partial.pool,
         message=partial,
-        event_id=derived_event_id("internal.partials", identity),
+        event_id=derived_event_id("internal.partials", [identity]),
         time_us=partial.tick_us,
     )
 
@@ -169,7 +172,9 @@ def receive(book: PoolBook, partial: Partial, ticking: frozenset[str]) -> None:
         reported = book.reported_us.get(partial.shard, -1)
         book.reported_us[partial.shard] = max(reported, partial.tick_us)
     elif partial.tick_us <= book.told_us:
-        _stand(book, partial)
+        # Late, or come again: it counts unless its shard has closed a later tick that was told.
+        if partial.tick_us >= min(book.reported_us.get(partial.shard, -1), book.told_us):
+            _stand(book, partial)
     else:
         book.ahead.append(partial)
 
@@ -179,6 +184,16 @@ def _stand(book: PoolBook, partial: Partial) -> None:
     known = shards.get(partial.shard)
     if known is None or known.tick_us <= partial.tick_us:
         shards[partial.shard] = partial
+
+
+def _leave(book: PoolBook, shard: str, tick_us: int) -> None:
+    """Drop what a shard said of pools that it no longer mentions at a tick it has closed."""
+    for pool in sorted(book.standing):
+        shards = book.standing[pool]
+        if shard in shards and shards[shard].tick_us < tick_us:
+            del shards[shard]
+            if not shards:
+                del book.standing[pool]
 
 
 def next_tick(book: PoolBook, ticking: frozenset[str]) -> int | None:
@@ -200,6 +215,9 @@ def tell(book: PoolBook, fleet: str, tick_us: int, ticking: frozenset[str]) -> l
         else:
             book.ahead.append(partial)
     book.told_us = tick_us
+    for name in ticking:
+        if book.reported_us.get(name, -1) >= tick_us:
+            _leave(book, name, tick_us)
     reported = sum(book.reported_us.get(name, -1) >= tick_us for name in ticking)
     return [
         state_output(

@@ -9,7 +9,8 @@ from gpuloop.loop.services import metrics
 from gpuloop.loop.services.process import Process, serving
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.broker import Partition
-from gpuloop.loop.shells.faust_app import INPUTS, ObserveConfig, Progress, build, run
+from gpuloop.loop.shells.faust_agent import Progress
+from gpuloop.loop.shells.faust_app import INPUTS, ObserveConfig, build, run
 from gpuloop.loop.shells.faust_tables import APP, app_id
 from gpuloop.loop.shells.journal import backwards, message_of
 from gpuloop.loop.shells.kafka import KafkaBroker
@@ -87,11 +88,15 @@ class _Watch:
 def _look(broker: KafkaBroker, config: ObserveConfig, progress: Progress) -> Callable[[], Seen]:
     def look() -> Seen:
         inputs = [part for topic in INPUTS for part in broker.partitions(topic)]
+        begins = broker.beginnings(inputs)
+        committed = broker.committed(app_id(config.prefix), inputs)
         return Seen(
+            ready=progress.ready,
             ends=broker.ends(inputs),
             handled=dict(progress.handled),
             acknowledged=dict(progress.acknowledged),
-            committed=broker.committed(app_id(config.prefix), inputs),
+            # Nobody can commit what retention took away.
+            committed={part: max(committed.get(part, 0), at) for part, at in begins.items()},
         )
 
     return look

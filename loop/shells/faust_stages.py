@@ -265,6 +265,7 @@ class PoolStage:
         self._table: Final = table
         self._ticking: Final = ticking
         self._book: pools.PoolBook | None = None
+        self._keys: set[bytes] = set()
 
     def take(self, event: Received) -> Turn:
         """Fold one partial, and tell the ticks that it completes."""
@@ -276,14 +277,18 @@ class PoolStage:
         while (tick_us := pools.next_tick(book, self._ticking)) is not None:
             outputs += pools.tell(book, self._fleet, tick_us, self._ticking)
         mark = partial.tick_us if partial.shard in self._ticking else 0
+        settled = max(book.told_us, 0)
         rows: dict[bytes, bytes] = {}
         if book.told_us > before_us:
             rows = {_pool_key(pool): self._row(book, pool) for pool in sorted(book.standing)}
             bookmark = BookMark(told_us=book.told_us, reported_us=book.reported_us)
             rows[BOOK] = msgspec.msgpack.encode(bookmark)
-        elif mark <= book.told_us and partial.pool != pools.EVERY_POOL:
+            rows |= dict.fromkeys(sorted(self._keys - rows.keys()), b"")
+            self._keys = {key for key, row in rows.items() if row}
+        elif mark <= settled and partial.pool in book.standing:
             rows = {_pool_key(partial.pool): self._row(book, partial.pool)}
-        return Turn(outputs=outputs, rows=rows, mark=mark, settled=max(book.told_us, 0))
+            self._keys |= rows.keys()
+        return Turn(outputs=outputs, rows=rows, mark=mark, settled=settled)
 
     def forget(self) -> None:
         """Drop what is in memory."""
@@ -303,6 +308,7 @@ class PoolStage:
                 bookmark = msgspec.msgpack.decode(rows[BOOK], type=BookMark)
                 book.told_us, book.reported_us = bookmark.told_us, bookmark.reported_us
             self._book = book
+            self._keys = {key for key in rows if key == BOOK or key.startswith(POOL)}
         return self._book
 
 

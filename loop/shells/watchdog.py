@@ -16,13 +16,19 @@ from gpuloop.schemas.units import SECOND_US
 
 Offsets = Mapping[Partition, int]
 
+RESTORE_FACTOR: Final = 4
+
 log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One look: where each partition ends, what is folded, acknowledged, committed."""
+    """One look: where each partition ends, what is folded, acknowledged, committed.
 
+    Before it is `ready` a process restores its state, for which it gets more time.
+    """
+
+    ready: bool
     ends: Offsets
     handled: Offsets
     acknowledged: Offsets
@@ -47,6 +53,7 @@ class StallDetector:
     def stuck(self, seen: Seen, now_us: int) -> list[str]:
         """Return what has stood for longer than the patience, in words."""
         found: list[str] = []
+        patience_us = self._patience_us * (1 if seen.ready else RESTORE_FACTOR)
         for place, end in sorted(seen.ends.items()):
             committed = seen.committed.get(place, 0)
             handled = max(seen.handled.get(place, 0), committed)
@@ -55,19 +62,19 @@ class StallDetector:
                 ("input", handled, end),
                 ("commit", committed, acknowledged),
             ):
-                if self._stands((what, place), at, goal, now_us):
+                if self._stands((what, place), at, goal, now_us) >= patience_us:
                     found.append(f"{what} of {place} stands at {at}, {goal} waits")
         return found
 
-    def _stands(self, key: tuple[str, Partition], at: int, goal: int, now_us: int) -> bool:
+    def _stands(self, key: tuple[str, Partition], at: int, goal: int, now_us: int) -> int:
+        """Return for how long a position has stood short of its goal."""
         stall = self._stalls.get(key)
         if at >= goal:
             self._stalls.pop(key, None)
-            return False
+            return 0
         if stall is None or stall.position != at:
-            self._stalls[key] = Stall(at, now_us)
-            return False
-        return now_us - stall.since_us >= self._patience_us
+            stall = self._stalls[key] = Stall(at, now_us)
+        return now_us - stall.since_us
 
 
 class Watchdog:

@@ -20,9 +20,7 @@ class Wall:
 
 def anchored(wall: Wall) -> MemoryBroker:
     broker = MemoryBroker(wall=wall)
-    anchor = ClockAnchor(
-        fleet="local", world="w", anchor_us=START, anchor_wall_us=0, speed=60.0
-    )
+    anchor = ClockAnchor(fleet="local", world="w", anchor_us=START, anchor_wall_us=0, speed=60.0)
     broker.produce([encode("telemetry.clock", "local", anchor, event_id="c", source="test")])
     return broker
 
@@ -72,7 +70,9 @@ def test_samples_keep_their_partition_and_none_is_lost_over_a_restart() -> None:
     second.open()
     second.advance()
     assert names(broker) == sorted((f"n{i}", seq) for i in range(20) for seq in (1, 2))
-    home = {record.key.decode(): at.partition.number for record, at in zip(sent, placed, strict=True)}
+    home = {
+        record.key.decode(): at.partition.number for record, at in zip(sent, placed, strict=True)
+    }
     assert all(home[node] == frame.partition for frame in framed(broker) for node in frame.nodes)
 
 
@@ -85,9 +85,7 @@ def test_no_sample_is_read_before_a_clock_is_known() -> None:
     framer.advance()
     assert not framer.has_clock
     assert framed(broker) == []
-    anchor = ClockAnchor(
-        fleet="local", world="w", anchor_us=START, anchor_wall_us=0, speed=60.0
-    )
+    anchor = ClockAnchor(fleet="local", world="w", anchor_us=START, anchor_wall_us=0, speed=60.0)
     broker.produce([encode("telemetry.clock", "local", anchor, event_id="c", source="test")])
     framer.advance()
     framer.advance()

@@ -1,0 +1,166 @@
+"""Jobs and refusals: rows, phases, sums."""
+
+import itertools
+
+import msgspec
+import pytest
+
+from gpuloop.schemas.messages import JobEvent, JobState, TenantEvent
+from gpuloop.streams import jobs
+from gpuloop.streams.jobs import JobChange, JobShard, TenantShard
+
+MINUTE = 60_000_000
+HOUR = 60 * MINUTE
+T0 = 1_000 * HOUR
+
+
+def event(kind: str, seq: int, *, job: str = "j1", **fields: object) -> JobEvent:
+    basis = JobEvent(
+        fleet="local",
+        job=job,
+        kind=kind,  # type: ignore[arg-type]
+        pool="h100",
+        tenant="t1",
+        job_class="train",
+        event_time_us=T0 + seq * MINUTE,
+        boot=1,
+        seq=seq,
+        gpus=8,
+        nodes=("n1",) if kind in ("started", "migrated", "progress") else (),
+        submitted_us=T0,
+        gpu_us_done=seq * 1000,
+    )
+    return msgspec.structs.replace(basis, **fields)
+
+
+def absorb(shard: JobShard, *events: JobEvent) -> list[JobChange]:
+    return [jobs.absorb(shard, e, f"id-{e.job}-{e.boot}-{e.seq}") for e in events]
+
+
+def state(shard: JobShard, job: str = "j1") -> JobState:
+    return jobs.state_of(shard.blocks[jobs.block_of(job)].jobs[job])
+
+
+LIFE = [
+    event("submitted", 1, gpu_us_done=0),
+    event("started", 2, attempt=1),
+    event("checkpointed", 3, attempt=1),
+    event("preempted", 4, attempt=1, gpu_us_done=3000),
+    event("started", 5, attempt=2, nodes=("n2",), gpu_us_done=3000),
+    event("migrated", 6, attempt=2, nodes=("n3",), generation=1),
+]
+
+
+def test_a_job_is_followed_through_its_life() -> None:
+    shard, phases = JobShard(), []
+    for step in [*LIFE, event("finished", 7, attempt=2, generation=1)]:
+        absorb(shard, step)
+        phases.append(state(shard).phase)
+    expected = ["queued", "running", "running", "queued", "running", "running", "finished"]
+    assert phases == expected
+    last = state(shard)
+    assert (last.started_us, last.checkpointed_us) == (T0 + 6 * MINUTE, T0 + 3 * MINUTE)
+    assert (last.gpu_us_done, last.generation, last.nodes) == (7000, 1, ())
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(6)))[::37])
+def test_any_order_with_repeats_gives_the_same_rows(order: tuple[int, ...]) -> None:
+    straight, shuffled = JobShard(), JobShard()
+    absorb(straight, *LIFE)
+    absorb(shuffled, *(LIFE[i] for i in order), *(LIFE[i] for i in reversed(order)))
+    assert shuffled == straight
+
+
+def test_an_ended_job_is_not_opened_again_and_a_failed_one_only_by_a_later_attempt() -> None:
+    shard = JobShard()
+    absorb(shard, event("finished", 5), event("started", 9))
+    assert state(shard).phase == "finished"
+    absorb(
+        shard, event("failed", 5, job="j2", attempt=1), event("progress", 9, job="j2", attempt=1)
+    )
+    assert state(shard, "j2").phase == "failed"
+    absorb(shard, event("started", 10, job="j2", attempt=2))
+    assert state(shard, "j2").phase == "running"
+
+
+def test_a_duplicate_changes_nothing_and_says_so() -> None:
+    shard = JobShard()
+    first, second = absorb(shard, LIFE[0], LIFE[0])
+    assert first.output is not None
+    assert (second.output, second.block, second.dropped) == (None, None, "duplicate")
+    assert shard.pools["h100"].arrived_jobs == 1
+
+
+def test_partials_count_queues_by_class_running_jobs_and_arrivals() -> None:
+    shard = JobShard()
+    absorb(
+        shard,
+        event("submitted", 1, job="a", submitted_us=T0),
+        event("submitted", 2, job="b", submitted_us=T0 + MINUTE),
+        event("submitted", 3, job="c", job_class="eval", gpus=2),
+        event("submitted", 4, job="d"),
+        event("started", 5, job="d", gpus=8),
+        event("submitted", 6, job="e", pool="a100"),
+        event("finished", 7, job="e", pool="a100"),
+    )
+    a100, h100 = jobs.partials(shard, "local", "jobs/0", T0)
+    assert (h100.running_jobs, h100.gpus_allocated) == (1, 8)
+    assert (h100.arrived_jobs, h100.arrived_gpus) == (4, 26)
+    assert [(q.job_class, q.jobs, q.gpus) for q in h100.queues] == [
+        ("eval", 1, 2),
+        ("train", 2, 16),
+    ]
+    assert h100.queues[1].oldest_submitted_us == T0
+    assert h100.queues[1].submitted_sum_us == 2 * T0 + MINUTE
+    assert (a100.arrived_jobs, a100.queues, a100.running_jobs) == (1, (), 0)
+
+
+def test_ended_jobs_leave_after_an_hour_and_their_late_events_stay_out() -> None:
+    shard = JobShard()
+    absorb(shard, event("submitted", 1), event("finished", 2))
+    neighbours = (f"k{n}" for n in itertools.count())
+    neighbour = next(j for j in neighbours if jobs.block_of(j) == jobs.block_of("j1"))
+    absorb(shard, event("submitted", 90, job=neighbour))
+    assert set(shard.blocks[jobs.block_of("j1")].jobs) == {neighbour}
+    (late,) = absorb(shard, event("started", 1))
+    assert late.dropped == "late"
+    assert shard.pools["h100"].arrived_jobs == 2
+
+
+def test_a_shard_survives_its_rows() -> None:
+    shard = JobShard()
+    absorb(shard, *LIFE, *(event("submitted", n, job=f"job-{n}") for n in range(10, 40)))
+    rows = {jobs.row_key(3, n): jobs.row_of(shard, n) for n in range(jobs.BLOCKS)}
+    assert jobs.shard_from(rows | {jobs.row_key(2, 0): b"not ours"}, 3) == shard
+
+
+def test_refusals_count_once_each_and_only_refusals() -> None:
+    def tenant(seq: int, kind: str, *, at: int = T0) -> TenantEvent:
+        return TenantEvent(
+            fleet="local",
+            tenant="t1",
+            segment="s",
+            kind=kind,  # type: ignore[arg-type]
+            job=f"j{seq}",
+            pool="h100",
+            event_time_us=at,
+            boot=1,
+            seq=seq,
+            gpus=8,
+            quote_usd_micros_per_gpu_hour=1,
+        )
+
+    shard = TenantShard()
+    steps = [
+        tenant(1, "refused"),
+        tenant(2, "accepted"),
+        tenant(1, "refused"),
+        tenant(3, "refused"),
+    ]
+    dropped = [jobs.absorb_tenant(shard, step) for step in steps]
+    assert dropped == [None, None, "duplicate", None]
+    assert shard.refused == {"h100": 2}
+    assert jobs.absorb_tenant(shard, tenant(9, "refused", at=T0 + 3 * HOUR)) is None
+    assert len(shard.recent) == 1
+    assert jobs.absorb_tenant(shard, tenant(4, "refused")) == "late"
+    assert jobs.tenant_partials(shard, "local", "tenants/0", T0)[0].refused_jobs == 3

@@ -1,0 +1,174 @@
+"""Blocks of nodes: who wins, what is told at a tick, and what a restart finds."""
+
+from collections.abc import Iterable
+
+from gpuloop.schemas.messages import GpuSample, NodeState
+from gpuloop.streams import nodes
+from gpuloop.streams.frames import pack, unpack
+from gpuloop.streams.nodes import Absorbed, NodeShard, NodeTick
+
+MINUTE = 60_000_000
+HOUR = 60 * MINUTE
+T0 = 1_000 * HOUR
+
+
+def sample(
+    node: str = "n1",
+    *,
+    seq: int = 1,
+    boot: int = 1,
+    at: int = T0,
+    load: float | None = 0.5,
+    throttle: int = 0,
+    pool: str = "h100",
+) -> GpuSample:
+    return GpuSample(
+        fleet="local",
+        node=node,
+        pool=pool,
+        rack="r1",
+        gpu_model="H100",
+        billing="spot",
+        event_time_us=at,
+        boot=boot,
+        seq=seq,
+        gpu_ids=("a", "b"),
+        utilisation=(load, load),
+        throttle_reasons=(throttle, 0),
+    )
+
+
+def absorb(shard: NodeShard, *samples: GpuSample) -> Absorbed:
+    return nodes.absorb(shard, unpack(pack("local", 0, samples)))
+
+
+def tick(shard: NodeShard, at: int) -> NodeTick:
+    return nodes.at_tick(shard, "local", at)
+
+
+def told(outcome: NodeTick) -> list[tuple[str, int]]:
+    messages = [output.message for output in outcome.states]
+    return [(m.node, m.seq) for m in messages if isinstance(m, NodeState)]
+
+
+def table(shard: NodeShard, changed: Iterable[int] | None = None) -> dict[bytes, bytes]:
+    numbers = range(len(shard.blocks)) if changed is None else changed
+    return {key: row for key, row in nodes.rows_of(shard, 0, numbers).items() if row}
+
+
+def test_the_highest_boot_and_seq_of_a_node_wins_and_the_rest_is_counted() -> None:
+    shard = NodeShard()
+    absorb(shard, sample(seq=5))
+    done = absorb(shard, sample(seq=5), sample(seq=4), sample(seq=1, boot=2, load=0.9))
+    again = absorb(shard, sample(seq=9), sample(seq=1, boot=2))
+    assert done.dropped == {"late": 2}
+    assert again.dropped == {"late": 1, "duplicate": 1}
+    assert again.changed == set()
+    (output,) = tick(shard, T0).states
+    state = output.message
+    assert isinstance(state, NodeState)
+    assert (state.boot, state.seq, round(state.features["utilisation"].value or 0, 6)) == (
+        2,
+        1,
+        0.9,
+    )
+
+
+def test_a_state_goes_out_on_change_and_otherwise_once_a_minute() -> None:
+    shard = NodeShard()
+    sent = []
+    for second in range(0, 130, 10):
+        at = T0 + second * 1_000_000
+        absorb(shard, sample(seq=second, at=at, throttle=0x40 if second == 30 else 0))
+        sent += [seq for _, seq in told(tick(shard, at))]
+    assert sent == [0, 30, 40, 100]
+
+
+def test_nothing_is_told_of_a_node_that_said_nothing_new() -> None:
+    shard = NodeShard()
+    absorb(shard, sample())
+    assert told(tick(shard, T0)) == [("n1", 1)]
+    assert told(tick(shard, T0 + 5 * MINUTE)) == []
+
+
+def test_a_silent_node_leaves_the_mean_and_stays_expected_with_its_age() -> None:
+    shard = NodeShard()
+    absorb(shard, sample("n1", load=0.2), sample("n2", load=0.8, at=T0 + 2 * MINUTE))
+    pool = tick(shard, T0 + 2 * MINUTE).pools["h100"]
+    load = pool.features["utilisation"]
+    assert pool.nodes_heard == 1
+    assert (round(load.total, 6), load.present, load.expected) == (1.6, 2, 4)
+    silent = tick(shard, T0 + 10 * MINUTE).pools["h100"]
+    assert silent.nodes_heard == 0
+    assert silent.features["utilisation"].present == 0
+    assert silent.features["utilisation"].newest_us == T0 + 2 * MINUTE
+
+
+def test_missing_values_lower_the_count_present_and_never_the_sum() -> None:
+    shard = NodeShard()
+    absorb(shard, sample("n1", load=None), sample("n2", load=0.5))
+    load = tick(shard, T0).pools["h100"].features["utilisation"]
+    assert (load.total, load.present, load.expected) == (1.0, 2, 4)
+
+
+def test_a_node_that_moves_pool_counts_only_where_it_is() -> None:
+    shard = NodeShard()
+    absorb(shard, sample(pool="h100"))
+    absorb(shard, sample(pool="a100", seq=2))
+    assert set(tick(shard, T0).pools) == {"a100"}
+
+
+def test_a_node_silent_for_an_hour_is_forgotten_and_its_row_emptied() -> None:
+    shard = NodeShard()
+    absorb(shard, sample())
+    tick(shard, T0)
+    later = tick(shard, T0 + HOUR + 1)
+    assert later.pools == {}
+    assert nodes.rows_of(shard, 0, later.changed) == {b"0/0/0": b""}
+
+
+def test_blocks_split_before_they_pass_their_size_and_no_node_is_lost() -> None:
+    shard = NodeShard()
+    names = [f"node-{n}" for n in range(500)]
+    absorb(shard, *(sample(name) for name in names))
+    assert shard.depth >= 3
+    assert max(len(block.labels) for block in shard.blocks) <= nodes.BLOCK_NODES
+    assert sorted(label.node for b in shard.blocks for label in b.labels) == sorted(names)
+    assert tick(shard, T0).pools["h100"].nodes_heard == 500
+
+
+def test_a_shard_survives_its_rows() -> None:
+    shard = NodeShard()
+    absorb(shard, *(sample(f"node-{n}", load=n / 200) for n in range(200)))
+    tick(shard, T0)
+    rows = table(shard) | {b"1/0/0": b"a row of another partition"}
+    again = nodes.shard_from(rows, 0)
+    assert again == shard
+    assert table(again) == table(shard)
+
+
+def test_a_crash_in_the_middle_of_a_split_keeps_the_newest_of_each_node() -> None:
+    shard = NodeShard()
+    absorb(shard, *(sample(f"node-{n}") for n in range(60)))
+    before = table(shard)
+    absorb(shard, *(sample(f"node-{n}", seq=2) for n in range(80)))
+    after = table(shard)
+    assert not before.keys() & after.keys()
+    half = dict(list(after.items())[: len(after) // 2])
+    recovered = nodes.shard_from(before | half, 0)
+    seqs = {
+        label.node: int(row["seq"])
+        for block in recovered.blocks
+        for label, row in zip(block.labels, block.rows(), strict=True)
+    }
+    assert {f"node-{n}" for n in range(60)} <= seqs.keys()
+    absorb(recovered, *(sample(f"node-{n}", seq=2) for n in range(80)))
+    assert [b.labels for b in recovered.blocks] == [b.labels for b in shard.blocks]
+
+
+def test_a_full_shard_refuses_newcomers_and_counts_them(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(nodes, "MAX_DEPTH", 0)
+    shard = NodeShard()
+    done = absorb(shard, *(sample(f"node-{n}") for n in range(70)))
+    assert done.dropped == {"full": 6}
+    assert len(shard.blocks[0].labels) == nodes.BLOCK_NODES

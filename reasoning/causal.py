@@ -94,9 +94,11 @@ class CausalModels:
             ValueError: the graph has a cycle or the data hold a missing value.
 
         """
+        observed = analysis.matrix(analysis.anomalous).mean(axis=0, keepdims=True)
+        if np.isnan(observed).any() or np.isnan(analysis.matrix(analysis.normal)).any():
+            raise ValueError(f"missing values in the analysis of {analysis.target}")
         with _seeded(analysis.seed):
             model = self._fitted(analysis)
-            observed = analysis.matrix(analysis.anomalous).mean(axis=0, keepdims=True)
             contributions = gcm.attribute_anomalies(
                 model,
                 analysis.target,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gpuloop.reasoning.series import WINDOW_MINUTES, Array, median, spread
 
 METRICS: Final = (
-    "tensor_active",
+    "sm_active",
     "temperature_celsius",
     "power_watts",
     "throttled",
@@ -48,7 +48,7 @@ CHANNELS: Final = (
 GUARD_MINUTES: Final = 3
 SETTLING_MINUTES: Final = 2
 MIN_BASELINE: Final = 5
-BUSY: Final = 0.02
+BUSY: Final = 0.005
 _HEAT_MEMORY_MINUTES: Final = (0.7, 3.0, 10.0)
 _HEAT_LAGS: Final = 20
 _TRIM: Final = 4.0
@@ -102,12 +102,12 @@ def deviations(panel: Panel) -> tuple[Deviation, ...]:
     """Return one deviation per channel, in the order of `CHANNELS`."""
     heat, throttle, link, ecc = CHANNELS
     base = panel.baseline()
-    tensor = panel.metric("tensor_active")
-    busy = tensor > BUSY
+    load = panel.metric("sm_active")
+    busy = load > BUSY
     settled = np.arange(WINDOW_MINUTES)[None, :] >= panel.settled[:, None] + SETTLING_MINUTES
     traffic = panel.metric("nvlink_bytes_per_second")
     with np.errstate(divide="ignore", invalid="ignore"):
-        intensity = np.where(busy & settled & (traffic > 0), traffic / tensor, np.nan)
+        intensity = np.where(busy & settled & (traffic > 0), traffic / load, np.nan)
     return (
         _heat(panel, base, heat.floor),
         _above_zero(panel.metric("throttled"), throttle.floor),
@@ -143,21 +143,33 @@ def _above_zero(value: Array, floor: float) -> Deviation:
 def _heat(panel: Panel, base: Mask, floor: float) -> Deviation:
     """Expect a temperature from recent power: one linear law per pool, one offset per node."""
     value = panel.metric("temperature_celsius")
-    features = _recent_power(_filled(panel.metric("power_watts")))
+    power = _filled(panel.metric("power_watts"))
+    features = _recent_power(power)
     known = base & ~np.isnan(value) & ~np.isnan(features).any(axis=2)
-    rest = value
+    rest, law = value, np.zeros(features.shape[2], dtype=np.float32)
     for _ in range(2):
         if np.count_nonzero(known) < 4 * features.shape[2]:
             return _relative(np.full_like(value, np.nan), base, floor)
         rows, truth = features[known], value[known]
         gram = rows.T @ rows + 1e-6 * len(rows) * np.eye(rows.shape[1], dtype=np.float32)
-        rest = value - features @ np.linalg.solve(gram, rows.T @ truth).astype(np.float32)
+        law = np.linalg.solve(gram, rows.T @ truth).astype(np.float32)
+        rest = value - features @ law
         offset = median(np.where(known, rest, np.nan).astype(np.float32))
         offset[np.count_nonzero(known, axis=1) < MIN_BASELINE] = np.nan
         rest = rest - offset[:, None]
         width = max(float(spread(rest[known], axis=0)), floor)
         known &= np.abs(rest) < _TRIM * width
+    rest = _beyond(rest, power, float(law[1:].sum()))
     return Deviation(value=value, expected=value - rest, away=rest, scale=_scale(rest, base, floor))
+
+
+def _beyond(rest: Array, power: Array, degrees_per_kilowatt: float) -> Array:
+    """Take off what the power between two samples, which nobody saw, may have done."""
+    jumps = np.abs(np.diff(power, axis=1, prepend=power[:, :1])) / np.float32(1000.0)
+    recent = np.maximum(jumps, np.roll(jumps, 1, axis=1))
+    slack = np.float32(max(degrees_per_kilowatt, 0.0)) * recent
+    beyond: Array = np.sign(rest) * np.maximum(np.abs(rest) - slack, np.float32(0.0))
+    return beyond
 
 
 def _recent_power(power: Array) -> Array:

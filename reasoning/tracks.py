@@ -42,7 +42,7 @@ class JobTrack(State):
     left: list[str] = []
     running: bool = False
     generation: int = 0
-    attempt: int = 0
+    attempt: int = NEVER
     settled: int = NEVER
     moved: int = NEVER
     heard: int = NEVER
@@ -109,10 +109,10 @@ def track_job(jobs: dict[str, JobTrack], nodes: dict[str, NodeTrack], job: JobSt
                 nodes[name].settled = max(nodes[name].settled, minute)
         track.left, track.nodes, track.settled = track.nodes or track.left, where, minute
         track.base_us = 0
+    if running and job.attempt == track.attempt:  # A start is slow by nature, so it is left out.
+        _pace(track, job)
     track.pool, track.gpus, track.running = job.pool, job.gpus, running
     track.generation, track.attempt, track.heard = job.generation, job.attempt, minute
-    if running:
-        _pace(track, job)
 
 
 def _pace(track: JobTrack, job: JobState) -> None:

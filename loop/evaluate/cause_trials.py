@@ -6,6 +6,7 @@ passed in, so that the caller decides whether it runs in this process or under a
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -15,9 +16,18 @@ import numpy as np
 from gpuloop.loop.shells.partition import partition_of
 from gpuloop.reasoning.analysis import Analysis, Attribution
 from gpuloop.reasoning.causes import Causes, CausesState, analysis_request, causal_cause
+from gpuloop.reasoning.topology import PROGRESS
 from gpuloop.schemas.catalogue import CATALOGUE
 from gpuloop.schemas.component import Context, Output, Received, Tick
+from gpuloop.schemas.fleet import Refused
 from gpuloop.schemas.messages import Anomaly, Cause
+from gpuloop.schemas.messages.actions import (
+    Actuator,
+    DesiredState,
+    MigrateTo,
+    PriceTo,
+    ScaleTo,
+)
 from gpuloop.schemas.units import MINUTE_US
 from gpuloop.streams.observe import Observe
 from gpuloop.twin.config import FaultClass, TwinConfig
@@ -29,6 +39,12 @@ Deep = Callable[[Analysis], Attribution | None]
 WARM_UP_MINUTES: Final = 75
 WATCHED_MINUTES: Final = 20
 WIDE_GPUS: Final = 8
+MIN_RACK_NODES: Final = 3
+MAX_WAITS: Final = 100
+CHURN_MINUTES: Final = 10
+SCALING_SHARE: Final = 0.3
+PRICING_SHARE: Final = 0.1
+MIGRATION_SHARE: Final = 0.7
 
 
 class Patient:
@@ -94,11 +110,15 @@ class Trial:
     causal: tuple[Cause, ...]
 
     def rank(self, causes: Iterable[Cause]) -> int:
-        """Return the culprit's place (from 1) in the first cause, 0 when it is not there."""
-        for cause in causes:
-            names = [suspect.subject for suspect in cause.suspects]
-            return names.index(self.culprit) + 1 if self.culprit in names else 0
-        return 0
+        """Return the culprit's place (from 1) in the first of some causes, 0 if it has none."""
+        first = next(iter(causes), None)
+        names = [suspect.subject for suspect in first.suspects] if first is not None else []
+        return names.index(self.culprit) + 1 if self.culprit in names else 0
+
+    @property
+    def of_work(self) -> tuple[Cause, ...]:
+        """Return the deep tier's causes of a slow job or pool, where the culprit is not given."""
+        return tuple(cause for cause in self.causal if cause.symptom_metric == PROGRESS)
 
 
 def quiet_config(seed: int) -> TwinConfig:
@@ -109,10 +129,22 @@ def quiet_config(seed: int) -> TwinConfig:
 def run_trial(
     fault: TrialFault, config: TwinConfig, deep: Deep | None, traces: Path | None = None
 ) -> Trial:
-    """Strike a working subject of a warmed-up fleet and watch it for a while."""
+    """Strike a working subject of a warmed-up fleet and watch it for a while.
+
+    Raises:
+        ValueError: nothing runs that the fault could slow.
+
+    """
     patient = Patient(build_world(config, traces), deep)
     patient.go(WARM_UP_MINUTES + config.seed % 10)
-    culprit = choose_culprit(patient.world, fault)
+    for _ in range(MAX_WAITS):
+        subjects = susceptible(patient.world, fault)
+        if subjects:
+            break
+        patient.go(CHURN_MINUTES)
+    else:
+        raise ValueError(f"no work that a {fault} fault slows, seed {config.seed}")
+    culprit = subjects[int(np.random.default_rng(config.seed).integers(len(subjects)))]
     struck_us = patient.world.now_us + 10
     kind: FaultClass = "link" if fault == "rack_link" else fault
     patient.world.inject(kind, culprit, struck_us)
@@ -126,21 +158,55 @@ def run_trial(
     )
 
 
-def choose_culprit(world: World, fault: TrialFault) -> str:
-    """Return a node, or for `rack_link` a rack, on which work runs that such a fault slows."""
-    jobs, nodes = world.state.jobs, world.state.nodes
+def run_quiet(config: TwinConfig, hours: int, traces: Path | None = None) -> Patient:
+    """Return a fleet that nothing ailed: jobs come and go, and operators keep changing it."""
+    patient = Patient(build_world(config, traces), None)
+    draws = np.random.default_rng(config.seed)
+    for _ in range(hours * 60 // CHURN_MINUTES):
+        patient.go(CHURN_MINUTES)
+        _operate(patient.world, draws)
+    return patient
+
+
+def _operate(world: World, draws: np.random.Generator) -> None:
+    """Scale, price and migrate a little, at random; what the fleet refuses is left."""
+    for pool in world.config.pools:
+        state = world.state.pools[pool.name]
+        size = ScaleTo(
+            on_demand_nodes=max(0, state.on_demand_nodes + int(draws.integers(-2, 3)))
+            * ("on_demand" in pool.billings),
+            spot_nodes=max(0, state.spot_nodes + int(draws.integers(-2, 3)))
+            * ("spot" in pool.billings),
+        )
+        price = PriceTo(usd_micros_per_gpu_hour=int(state.reference * draws.uniform(0.8, 1.3)))
+        if draws.random() < SCALING_SHARE:
+            _try(world, "scaling", pool.name, size)
+        if draws.random() < PRICING_SHARE:
+            _try(world, "pricing", pool.name, price)
+    running = sorted(job.id for job in world.state.jobs.values() if job.running)
+    if running and draws.random() < MIGRATION_SHARE:
+        job = running[int(draws.integers(len(running)))]
+        _try(world, "migration", job, MigrateTo(pool=world.state.jobs[job].pool))
+
+
+def _try(world: World, actuator: Actuator, target: str, to: DesiredState) -> None:
+    with suppress(Refused):
+        world.apply(actuator, target, to, world.now_us)
+
+
+def susceptible(world: World, fault: TrialFault) -> list[str]:
+    """Return the nodes, or for `rack_link` the racks, with work that such a fault slows."""
+    nodes, over_links = world.state.nodes, fault in ("link", "rack_link")
     working: set[str] = set()
-    for job in jobs.values():
-        if job.running and (fault in ("thermal", "ecc") or job.gpus >= WIDE_GPUS):
+    for job in world.state.jobs.values():
+        if job.running and (job.gpus >= WIDE_GPUS or not over_links):
             working.update(job.nodes)
-    linked = sorted(
-        name for name in working if fault not in ("link", "rack_link") or _has_links(world, name)
-    )
-    if fault == "rack_link":
-        racks = [nodes[name].rack for name in linked]
-        linked = sorted({rack for rack in racks if racks.count(rack) > 2})
-    draw = np.random.default_rng([world.config.seed, len(linked)])
-    return str(linked[int(draw.integers(len(linked)))])
+    if over_links:
+        working = {name for name in working if _has_links(world, name)}
+    if fault != "rack_link":
+        return sorted(working)
+    racks = [nodes[name].rack for name in working]
+    return sorted({rack for rack in racks if racks.count(rack) >= MIN_RACK_NODES})
 
 
 def _has_links(world: World, node: str) -> bool:

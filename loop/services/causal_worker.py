@@ -8,6 +8,7 @@ deadline or None; a child that dies is a None as well.
 import logging
 import multiprocessing
 import signal
+import threading
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
@@ -15,18 +16,26 @@ from typing import Final, Self
 
 import msgspec
 
+from gpuloop.loop.shells.clock import monotonic_us
 from gpuloop.reasoning.analysis import Analysis, Attribution
+from gpuloop.schemas.units import SECOND_US
 
 START_SECONDS: Final = 120.0
 """Imports take seconds when idle; this bounds a machine that is very busy."""
+PATIENCE_SECONDS: Final = 0.2
+"""How soon a stop is noticed."""
 
 log = logging.getLogger("causes")
 
 
 class CausalWorker:
-    """One child process with its fitted models; used by one thread."""
+    """One child process with its fitted models; used by one thread.
 
-    def __init__(self) -> None:
+    Once `stop` is set, whatever is waited for is given up.
+    """
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop: Final = stop
         self._child: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
@@ -41,13 +50,13 @@ class CausalWorker:
         trace: TracebackType | None,
     ) -> None:
         """Kill the child."""
-        self.stop()
+        self.kill()
 
     def start(self) -> bool:
         """Make sure that a child is there and has its imports; say whether it is."""
         if self._child is not None and self._child.is_alive():
             return True
-        self.stop()
+        self.kill()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._child = context.Process(target=_serve, args=(theirs,), name="dowhy", daemon=True)
@@ -55,7 +64,7 @@ class CausalWorker:
         theirs.close()
         if self._receive(START_SECONDS) is None:
             log.warning("the causal worker did not start")
-            self.stop()
+            self.kill()
             return False
         return True
 
@@ -69,17 +78,17 @@ class CausalWorker:
         try:
             self._pipe.send_bytes(msgspec.msgpack.encode(analysis))
         except OSError:
-            self.stop()
+            self.kill()
             return None
         answer = self._receive(deadline_seconds)
         if not answer:
             log.warning("analysis unanswered", extra={"target": analysis.target})
             if answer is None:
-                self.stop()
+                self.kill()
             return None
         return msgspec.msgpack.decode(answer, type=Attribution)
 
-    def stop(self) -> None:
+    def kill(self) -> None:
         """Kill the child, if there is one, and wait until it is gone."""
         if self._child is not None:
             self._child.kill()
@@ -91,12 +100,17 @@ class CausalWorker:
 
     def _receive(self, seconds: float) -> bytes | None:
         """Return what the child says within some time; None when it says nothing or is dead."""
-        if self._pipe is None:
-            return None
+        until_us = monotonic_us() + round(seconds * SECOND_US)
         try:
-            return self._pipe.recv_bytes() if self._pipe.poll(seconds) else None
+            while self._pipe is not None and not self._stop.is_set():
+                left_us = until_us - monotonic_us()
+                if self._pipe.poll(min(max(left_us, 0) / SECOND_US, PATIENCE_SECONDS)):
+                    return self._pipe.recv_bytes()
+                if left_us <= 0:
+                    break
         except (EOFError, OSError):
-            return None
+            log.warning("the causal worker is gone")
+        return None
 
 
 def _serve(pipe: Connection) -> None:

@@ -1,7 +1,7 @@
 """How a journaled component becomes a process: broker, live shell, health and metrics."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gpuloop.loop.services import metrics
 from gpuloop.loop.services.health import Health
@@ -17,8 +17,15 @@ from gpuloop.schemas.component import Component, S
 from gpuloop.schemas.units import SECOND_US
 
 
-def run_component(component: Component[S], settings: Settings) -> None:
-    """Run a component on Kafka until the process is asked to stop."""
+def run_component(
+    component: Component[S],
+    settings: Settings,
+    watch: "Callable[[str, Health], ProcessWatcher] | None" = None,
+) -> None:
+    """Run a component on Kafka until the process is asked to stop.
+
+    `watch` makes the watcher of a component that needs more than metrics and health.
+    """
     with serving(component.name, settings) as process:
         broker = KafkaBroker(
             settings.bootstrap_servers, prefix=settings.topic_prefix, config=settings.kafka_config
@@ -29,7 +36,7 @@ def run_component(component: Component[S], settings: Settings) -> None:
             run=f"{settings.replica}/{wall_us()}",
             snapshot_every_us=round(settings.snapshot_seconds * SECOND_US),
         )
-        watcher = ProcessWatcher(component.name, process.health)
+        watcher = (watch or ProcessWatcher)(component.name, process.health)
         try:
             LiveShell(component, broker, config, watcher).run(process.stop)
         finally:

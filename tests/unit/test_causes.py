@@ -58,7 +58,7 @@ class SmallFleet:
             self.celsius[name] += (goal - self.celsius[name]) * 0.5
             self.counted[name] += self.errors.get(name, 0)
             features = {
-                "tensor_active": 0.2 * load,
+                "sm_active": 0.6 * load,
                 "temperature_celsius": self.celsius[name] + self.rng.normal(0, 0.3),
                 "power_watts": watts + self.rng.normal(0, 2),
                 "throttled": float(self.celsius[name] >= 85),

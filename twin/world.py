@@ -4,8 +4,10 @@
 of an executor. Between two calls everything that matters is in `state`, which can be saved, loaded
 and gone on with to the same outputs.
 
-Measured on the default fleet of 512 GPUs, static capacity, Philly from 16 to 18 October 2017 with
-the default demand, see `tests/simulation/test_twin_philly.py`.
+Measured with static capacity on Philly, 16 and 17 October 2017, four seeds: about 3,080 arrivals at
+an arrival share of 0.85, 18 % refused at the first quotes, 79 to 85 % of 512 GPUs allocated, mean
+wait 3,300 to 3,500 s (published for Philly: 3,761 s). One core runs some 2,400 minutes of fleet
+time a second without GPU samples and some 60 with samples every 10 s.
 """
 
 import heapq

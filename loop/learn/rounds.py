@@ -23,7 +23,7 @@ MAX_TRANSITIONS: Final = 100_000
 class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When a round is due, and how long it trains."""
 
-    first_after: int = 90
+    first_after: int = 150
     every: int = 360
     gradient_steps: int = 400
 
@@ -89,7 +89,11 @@ def train_round(
     gradient_steps: int,
     created_wall_us: int,
 ) -> tuple[PolicyVersion, bytes]:
-    """Train one version on what is there; the heavy imports happen here."""
+    """Train one version on what is there; the heavy imports happen here.
+
+    Raises:
+        ValueError: the parent has no actor, or there is less than a batch to learn from.
+    """
     from gpuloop.loop.learn.trainer import Algorithm, Trainer, TrainerConfig
 
     if parent.actor is None or parent.normaliser is None:
@@ -101,6 +105,8 @@ def train_round(
     transitions = experience.in_order()
     trainer.add(transitions)
     trainer.update(gradient_steps)
+    if trainer.updates == 0:
+        raise ValueError(f"{len(transitions)} transitions are less than a batch")
     spec, weights = trainer.export()
     described = registry.describe(
         fleet=fleet,

@@ -81,7 +81,7 @@ def rule_limits(batch: PoolBatch, row: int, config: RuleConfig) -> str:
 def _largest(effects: dict[str, float]) -> tuple[Influence, ...]:
     ranked = sorted(effects.items(), key=lambda item: (-abs(item[1]), item[0]))
     return tuple(
-        Influence(feature=name, effect=round(effect, 4))
+        Influence(feature=name, effect=round(float(effect), 4))
         for name, effect in ranked[:MAX_INFLUENCES]
         if abs(effect) >= LEAST_EFFECT
     )

@@ -278,3 +278,24 @@ def test_a_second_checkpoint_of_one_number_is_the_work_of_a_restarted_auditor(
 def test_a_topic_stripped_of_its_checkpoints_is_found(tmp_path: Path) -> None:
     topic = Topic(tmp_path / "key.pem").happen("rewards", MAX_UNSIGNED_RECORDS + 1)
     assert f"no checkpoint within {MAX_UNSIGNED_RECORDS} records" in first_bad(topic.verify())
+
+
+def test_another_record_under_a_number_already_chained_is_found(topic: Topic) -> None:
+    victim = message(topic.records[5])
+    assert isinstance(victim, AuditRecord)
+    other = msgspec.structs.replace(victim, value="Zm9yZ2Vk")
+    other = msgspec.structs.replace(other, hash=record_hash(other))
+    topic.records.append(rewritten(topic.records[5], other))
+    assert "decisions/0 record 2: differs from what is chained under this number already" in (
+        first_bad(topic.verify())
+    )
+
+
+def test_a_signed_checkpoint_that_follows_no_known_one_is_found(topic: Topic) -> None:
+    fork = Auditor(
+        fleet="local",
+        key=topic.key,
+        last=msgspec.structs.replace(topic.anchors[1], hash="1" * 64),
+    )
+    topic.write(fork.checkpoint(wall_us=99)[1])
+    assert "checkpoint 2: does not follow the checkpoint before it" in first_bad(topic.verify())

@@ -270,16 +270,21 @@ def test_a_decision_heard_twice_is_paid_once() -> None:
 
 
 def test_a_decision_that_comes_after_its_time_begins_where_the_ledger_stands() -> None:
-    loop = Loop().minutes(10, 20)
-    for minute in range(21, 21 + HORIZON_US // MINUTE_US + 10):
+    loop = Loop().minutes(10, 27)
+    for minute in range(28, 61):
         loop.capacity(minute).tick(minute)
     stands = loop.state.ledger.now_us
-    assert stands == 30 * MINUTE_US
-    loop.decide(25)
+    assert stands == 60 * MINUTE_US - HORIZON_US
+    loop.decide(28)
+    loop.decide(32)
     loop.minutes(61, 65)
-    late = next(r for r in loop.rewards if r.decision_id.endswith(f"/{25 * MINUTE_US}"))
-    assert late.start_us == stands
-    assert late.censored
+    paid = {
+        r.decision_id: (r.start_us // MINUTE_US, r.end_us // MINUTE_US, r.censored)
+        for r in loop.rewards
+    }
+    before, late = (decision_id("local", "p", "cluster", 1, m * MINUTE_US) for m in (27, 28))
+    assert paid[before] == (27, 30, True)
+    assert paid[late] == (30, 32, True)
     total = sum(r.total_usd_micros for r in loop.rewards)
     assert total == -(loop.rewards[-1].end_us // MINUTE_US - 10) * USD
 

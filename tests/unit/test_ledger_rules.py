@@ -174,6 +174,12 @@ def test_capacity_without_a_price_costs_what_the_cheapest_offer_asks() -> None:
     assert books.until(180) == {"capacity_cost": -4.0}
 
 
+def test_a_late_offer_prices_no_capacity_from_before_the_last_sample() -> None:
+    books = Books().capacity(30, spot(2))
+    assert books.until(60) == {}
+    assert books.offer(10, 0.5).until(60) == {"capacity_cost": -4.0}
+
+
 def test_a_stated_price_is_not_replaced_by_an_offer() -> None:
     assert Books().offer(0, 0.5).capacity(0, spot(2, 1.0)).until(60) == {"capacity_cost": -2.0}
 

@@ -46,6 +46,9 @@ from gpuloop.schemas.units import SECOND_US
 
 CLOCK: Final = Partition("telemetry.clock", 0)
 
+FOLLOWED_CUTS: Final = 100
+"""After following more cuts than this a start writes a snapshot, so that starts stay short."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveConfig:
@@ -157,7 +160,7 @@ class LiveShell(Generic[S]):
         self._saved = replace(found.saved, positions=positions)
         self._confirmed = self._snapshot_number = found.saved.number
         self._snapshot_wall_us = self._wall()
-        if not found.from_snapshot:
+        if not found.from_snapshot or found.followed >= FOLLOWED_CUTS:
             self._snapshot()
         self._own = {
             JOURNAL: found.saved.journal_offset,

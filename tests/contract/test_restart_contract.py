@@ -96,6 +96,17 @@ def test_a_clean_stop_leaves_nothing_to_follow() -> None:
     assert stage.shell.saved.state.heard == 1
 
 
+def test_a_start_that_had_to_follow_much_spares_the_next_one_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gpuloop.loop.shells.live.FOLLOWED_CUTS", 5)
+    stage = play(MemoryBroker(), STORY)
+    stage.start()
+    assert stage.watcher.followed == 8
+    stage.start()
+    assert stage.watcher.followed == 0
+
+
 def test_a_large_state_is_chunked_and_comes_back() -> None:
     stage = Stage(MemoryBroker(), component=Echo(ballast=1_300_000))
     stage.start(snapshot_every_cuts=1)

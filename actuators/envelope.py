@@ -227,7 +227,7 @@ def _delta(wish: Floats, batch: PoolBatch, notes: _Notes) -> Floats:
     grid = np.array([1.0, 1.0, PRICE_GRID_USD, PRICE_GRID_USD])
     step = np.clip(wish - batch.present, -batch.delta, batch.delta)
     whole = np.sign(step) * np.floor(np.abs(step) / grid + 1e-6) * grid
-    after: Floats = batch.present + whole
+    after: Floats = np.round(batch.present + whole, 6)
     why = "the step limit of one tick, in whole nodes"
     notes.add("delta", np.round(wish, 4), np.round(after, 4), why)
     return after

@@ -82,9 +82,10 @@ class PoolBatch:
     """What rule, actor and guards see of n pools; the first axis of every array is the pool.
 
     Actions and bounds are (n, 4) in the order and units of `DIMENSIONS`; a pair of columns is
-    (on demand, spot). `present` counts nodes that are ready or ordered, so an order is not placed
-    twice. Nothing here is missing: what is unknown stands at its neutral value with quality 0, and
-    the `fresh` flags say what may be acted on.
+    (on demand, spot). `present` counts the nodes that were last asked for, and where that is not
+    known those that are ready or ordered, so an order is not placed twice. What is unknown stands
+    at its neutral value with quality 0 and unless a field says so nothing is missing; the `fresh`
+    flags say what may be acted on.
     """
 
     pools: tuple[str, ...]
@@ -103,6 +104,9 @@ class PoolBatch:
     gpus_per_node: Floats
     gpus_allocated: Floats
     gpus_queued: Floats
+    oldest_wait_us: Integers
+    nodes_arriving: Floats
+    """Nodes that are ordered and expected within a quarter of an hour."""
     gpus_demanded_peak: Floats
     """The largest demand within the rule's window, so that hysteresis needs no memory."""
     forecast_gpus: Floats
@@ -115,6 +119,8 @@ class PoolBatch:
     """(n, 2) US dollars per node-hour; infinite where that billing is not on offer."""
     market_price: Floats
     """US dollars that the market asks for one GPU-hour; NaN where unknown."""
+    reference_price: Floats
+    """The market's price times the markup that the pool's first quote had; NaN where unknown."""
     interruptions: Floats
     """Reclaims per spot node-hour."""
     budget: Floats

@@ -14,6 +14,7 @@ from gpuloop.loop.decide.memory import PoolMemory
 from gpuloop.loop.decide.release import Desk, Waiting, close, release_waiting
 from gpuloop.schemas.component import Context, Output
 from gpuloop.schemas.messages import Approval, JobState, Outcome
+from gpuloop.schemas.messages.actions import ScaleTo
 from gpuloop.schemas.units import MINUTE_US
 
 BREAKER_FAILURES: Final = 5
@@ -100,6 +101,8 @@ def on_outcome(pools: Mapping[str, PoolMemory], outcome: Outcome) -> None:
     memory = pools.get(outcome.pool)
     if memory is None or outcome.reason == "duplicate":
         return
+    if isinstance(outcome.observed, ScaleTo) and outcome.generation >= memory.desired_generation:
+        memory.desired, memory.desired_generation = outcome.observed, outcome.generation
     flight = memory.flights.get(outcome.command_id)
     if flight is None:
         return

@@ -20,7 +20,7 @@ from gpuloop.actuators.envelope import (
 )
 from gpuloop.loop.decide.governance import DECIDED, is_frozen, modes_of, obstacle
 from gpuloop.loop.decide.memory import envelope_view
-from gpuloop.loop.decide.observation import observe_pools
+from gpuloop.loop.decide.observation import anchor_price, observe_pools
 from gpuloop.loop.decide.policies import Actors, Override, choose, rule_only
 from gpuloop.loop.decide.record import Scene, decide_record, reasons
 from gpuloop.loop.decide.release import Draft, draft, settle
@@ -56,6 +56,9 @@ def deliberate(
     """Return the decisions of one tick, or the one reflex to a suspicion, and what follows."""
     names = sorted(state.pools) if suspicion is None else [suspicion.pool]
     memories = [state.pools[name] for name in names]
+    around = surroundings(state, ctx.now_us)
+    for memory in memories:
+        anchor_price(memory, around.offers)
     modes = [modes_of(state.governance, name) for name in names]
     envelope = envelope_view(
         memories,
@@ -64,7 +67,7 @@ def deliberate(
     )
     batch = observe_pools(
         memories,
-        surroundings(state, ctx.now_us),
+        around,
         envelope,
         tick_us=tick_us,
         now_us=ctx.now_us,

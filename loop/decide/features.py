@@ -35,6 +35,9 @@ class Row:
 
     pool: PoolState
     ready: tuple[float, float]
+    ordered: float
+    arriving: float
+    oldest_wait_us: int
     present: list[float]
     low: list[float]
     high: list[float]
@@ -47,6 +50,7 @@ class Row:
     at_risk: float
     node_cost: tuple[float, float]
     market: float
+    reference: float
     interruptions: float
     budget: float
     utilisation_target: float
@@ -113,7 +117,6 @@ def _load(row: Row, memory: PoolMemory, age: int, wait_target_us: int, now_us: i
     pool, queues = row.pool, row.pool.queues
     gpus = max(1.0, sum(row.ready) * pool.gpus_per_node)
     jobs = sum(queue.jobs for queue in queues)
-    oldest = min((queue.oldest_submitted_us for queue in queues if queue.jobs), default=now_us)
     waited = sum(queue.jobs * now_us - queue.submitted_sum_us for queue in queues)
     first, last = memory.samples[0], memory.samples[-1]
     minutes = max(1.0, (last.tick_us - first.tick_us) / MINUTE_US)
@@ -127,7 +130,7 @@ def _load(row: Row, memory: PoolMemory, age: int, wait_target_us: int, now_us: i
     put("allocated_ratio", (within(pool.gpus_allocated / gpus), age, whole))
     put("queued_gpus_ratio", (within(row.queued / gpus), age, whole))
     put("queued_jobs_log", (within(log1p(jobs) / 5.0), age, whole))
-    put("oldest_wait_ratio", (within((now_us - oldest) / wait_target_us), age, whole))
+    put("oldest_wait_ratio", (within(row.oldest_wait_us / wait_target_us), age, whole))
     put("mean_wait_ratio", (within(waited / max(1, jobs) / wait_target_us), age, whole))
     put("arrival_rate_ratio", (within(per_window / gpus), age, whole))
     put("refusal_ratio", (max(0.0, refused / max(1, arrived + refused)), age, whole))
@@ -140,11 +143,10 @@ def _capacity(row: Row, age: int, now_us: int) -> None:
         for tranche in row.pool.tranches
         for arrival in tranche.pending_arrival_us
     )
-    pending = row.present[ON_DEMAND] + row.present[SPOT] - sum(row.ready)
     put = row.features.__setitem__
     put("on_demand_ratio", (within(row.ready[0] / most), age, 1.0))
     put("spot_ratio", (within(row.ready[1] / most), age, 1.0))
-    put("pending_ratio", (within(pending / most), age, 1.0))
+    put("pending_ratio", (within(row.ordered / most), age, 1.0))
     put("pending_soon_ratio", (within(soon / most), age, 1.0))
     put("capacity_age_ratio", (within(age / CAPACITY_AGE_MAX_US), 0, 1.0))
 

@@ -13,7 +13,7 @@ import numpy as np
 from gpuloop.actuators.envelope import LONG_AGO_US, EnvelopeState
 from gpuloop.schemas.component import State
 from gpuloop.schemas.messages import PoolState
-from gpuloop.schemas.messages.actions import Actuator
+from gpuloop.schemas.messages.actions import Actuator, ScaleTo
 from gpuloop.schemas.messages.telemetry import Billing
 from gpuloop.schemas.policy import DIMENSIONS
 from gpuloop.schemas.units import MINUTE_US
@@ -76,6 +76,11 @@ class PoolMemory(State):
     flights: dict[str, Flight] = {}
     last_steps: tuple[float, ...] = (0.0,) * len(DIMENSIONS)
     draw: Draw | None = None
+    desired: ScaleTo | None = None
+    """What the pool was last asked to be, as of `desired_generation` of its scaling."""
+    desired_generation: int = 0
+    markup: float | None = None
+    """The first quote over the market's price at that time: the house's own choice."""
     failures: int = 0
     breaker_open: bool = False
     last_reflex_us: int = 0

@@ -36,13 +36,16 @@ from gpuloop.schemas.units import MINUTE_US, USD_MICROS
 
 DEMAND_AGE_MAX_US: Final = 5 * MINUTE_US
 FORECAST_AGE_MAX_US: Final = 10 * MINUTE_US
-UTILISATION_TARGET: Final = 0.9
+UTILISATION_TARGET: Final = 1.0
 WAIT_TARGET_US: Final = 30 * MINUTE_US
 SERVICE_FULL: Final = 0.85
 """An inference service that is busier than this is short of GPUs."""
 
-PRICE_FLOOR_OF_MARKET: Final = 0.5
-PRICE_CEILING_OF_MARKET: Final = 2.0
+PRICE_FLOOR: Final = 0.5
+PRICE_CEILING: Final = 2.0
+"""Bounds of prices over the reference, where objectives state none."""
+
+ARRIVING_US: Final = 15 * MINUTE_US
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,8 @@ def observe_pools(
         gpus_per_node=np.array([float(row.pool.gpus_per_node) for row in rows]),
         gpus_allocated=np.array([float(row.pool.gpus_allocated) for row in rows]),
         gpus_queued=_column(rows, "queued"),
+        oldest_wait_us=_column(rows, "oldest_wait_us").astype(np.int64),
+        nodes_arriving=_column(rows, "arriving"),
         gpus_demanded_peak=_column(rows, "peak"),
         forecast_gpus=np.array([row.forecast for row in rows], dtype=float).reshape(n, 3, 3),
         forecast_trusted=np.array([row.trusted for row in rows], dtype=np.bool_),
@@ -103,6 +108,7 @@ def observe_pools(
         jobs_at_risk=_column(rows, "at_risk"),
         node_cost=np.array([row.node_cost for row in rows], dtype=float).reshape(n, 2),
         market_price=_column(rows, "market"),
+        reference_price=_column(rows, "reference"),
         interruptions=_column(rows, "interruptions"),
         budget=_column(rows, "budget"),
         fleet=np.zeros(n, dtype=np.int64),
@@ -137,23 +143,27 @@ def _read(memory: PoolMemory, around: Surroundings, now_us: int) -> Row:
     capacity_age = pool.capacity_age_us + age
     tranches = {tranche.billing: tranche for tranche in pool.tranches}
     ready = [float(tranches[b].nodes_ready) if b in tranches else 0.0 for b in BILLINGS]
-    ordered = [float(len(tranches[b].pending_arrival_us)) if b in tranches else 0.0
-               for b in BILLINGS]  # fmt: skip
+    arrivals = [tranches[b].pending_arrival_us if b in tranches else () for b in BILLINGS]
     offers = [around.offers.get((pool.gpu_model, billing)) for billing in BILLINGS]
-    list_offer = offers[0] or offers[1]
-    market = _usd(list_offer.usd_micros_per_gpu_hour) if list_offer else np.nan
+    market_offer = offers[0] if "on_demand" in tranches else offers[1]
+    market = _usd(market_offer.usd_micros_per_gpu_hour) if market_offer else np.nan
+    reference = market * memory.markup if memory.markup is not None else np.nan
     objectives = around.objectives.get(pool.pool) or Objectives(pool=pool.pool)
     quote = _usd(pool.quote_usd_micros_per_gpu_hour)
-    present = [ready[0] + ordered[0], ready[1] + ordered[1], 0.0, quote]
+    present = [*_asked_for(memory, ready, arrivals), 0.0, quote]
     at_risk = float(around.jobs_at_risk.get(pool.pool, 0))
     low, high, nodes_min, nodes_max = _node_bounds(memory, objectives, present)
-    cheapest, dearest = _price_bounds(objectives, market, quote)
+    cheapest, dearest = _price_bounds(objectives, reference, quote)
     queued = float(queued_gpus(pool)) + _service_shortage(pool)
     demand = pool.gpus_allocated + queued
     forecast, trusted, forecast_age = _forecast(around.forecasts.get(pool.pool), demand, now_us)
+    oldest = min((q.oldest_submitted_us for q in pool.queues if q.jobs), default=now_us)
     row = Row(
         pool=pool,
         ready=(ready[0], ready[1]),
+        ordered=float(sum(len(times) for times in arrivals)),
+        arriving=float(sum(at <= now_us + ARRIVING_US for times in arrivals for at in times)),
+        oldest_wait_us=max(0, now_us - oldest),
         present=present,
         low=[*low, 0.0, cheapest],
         high=[*high, 1.0 if at_risk else 0.0, dearest],
@@ -166,6 +176,7 @@ def _read(memory: PoolMemory, around: Surroundings, now_us: int) -> Row:
         at_risk=at_risk,
         node_cost=_node_costs(pool, offers),
         market=market,
+        reference=reference,
         interruptions=offers[1].interruptions_per_node_hour if offers[1] else 0.0,
         budget=_limit(objectives.usd_micros_per_hour_max),
         utilisation_target=objectives.utilisation_target or UTILISATION_TARGET,
@@ -173,7 +184,8 @@ def _read(memory: PoolMemory, around: Surroundings, now_us: int) -> Row:
             capacity_age <= CAPACITY_AGE_MAX_US,
             age <= DEMAND_AGE_MAX_US,
             pool.shards_reported >= pool.shards_expected and pool.nodes_heard * 2 >= sum(ready),
-            list_offer is not None and list_offer.fetched_at_us + list_offer.valid_for_us >= now_us,
+            market_offer is not None
+            and market_offer.fetched_at_us + market_offer.valid_for_us >= now_us,
         ),
         features={},
     )
@@ -181,6 +193,28 @@ def _read(memory: PoolMemory, around: Surroundings, now_us: int) -> Row:
     ages = Ages(now_us=now_us, demand_us=age, capacity_us=capacity_age, forecast_us=forecast_age)
     pool_features(row, memory, offers, ages, wait_target_us)
     return row
+
+
+def anchor_price(memory: PoolMemory, offers: Mapping[tuple[str, Billing], Offer]) -> None:
+    """Take the markup of a pool from the first quote that is seen beside a market price."""
+    pool = memory.latest
+    base: Billing = (
+        "on_demand" if any(one.billing == "on_demand" for one in pool.tranches) else "spot"
+    )
+    offer = offers.get((pool.gpu_model, base))
+    if memory.markup is None and offer is not None and offer.usd_micros_per_gpu_hour:
+        memory.markup = pool.quote_usd_micros_per_gpu_hour / offer.usd_micros_per_gpu_hour
+
+
+def _asked_for(
+    memory: PoolMemory, ready: Sequence[float], arrivals: Sequence[Sequence[int]]
+) -> list[float]:
+    """Return nodes on demand and spot as last asked for, or as they stand after someone else."""
+    desired = memory.desired
+    generation = memory.latest.generations.get("scaling", 0)
+    if desired is not None and generation <= memory.desired_generation:
+        return [float(desired.on_demand_nodes), float(desired.spot_nodes)]
+    return [count + len(times) for count, times in zip(ready, arrivals, strict=True)]
 
 
 def _node_bounds(
@@ -203,10 +237,10 @@ def _node_bounds(
     return low, high, least, most
 
 
-def _price_bounds(objectives: Objectives, market: float, quote: float) -> tuple[float, float]:
-    known = market == market  # Not NaN.
-    low = PRICE_FLOOR_OF_MARKET * market if known else quote
-    high = PRICE_CEILING_OF_MARKET * market if known else quote
+def _price_bounds(objectives: Objectives, reference: float, quote: float) -> tuple[float, float]:
+    known = reference == reference  # Not NaN.
+    low = PRICE_FLOOR * reference if known else quote
+    high = PRICE_CEILING * reference if known else quote
     if objectives.price_floor_usd_micros is not None:
         low = _usd(objectives.price_floor_usd_micros)
     if objectives.price_ceiling_usd_micros is not None:

@@ -90,7 +90,7 @@ def up(
         "speed": speed,
         "seed": seed,
         "start": start.replace(tzinfo=UTC) if start is not None else None,
-        "traces": traces.resolve() if traces is not None else None,
+        "traces": traces,
         "bootstrap_servers": bootstrap_servers,
     }
     settings = _with(Settings.from_environment(), {k: v for k, v in asked.items() if v is not None})
@@ -169,6 +169,9 @@ def _detached(layout: Layout) -> None:
         state = read(layout.state)
         if state is not None and state.pid == child.pid and state.phase == "running":
             typer.echo(_headline(state))
+            failed = [f"{p.name}: {p.detail}" for p in state.processes if p.phase == "failed"]
+            if failed:
+                raise StackError("; ".join(failed))
             return
         Event().wait(LOOK_SECONDS)
     raise StackError(f"not ready within {DETACH_SECONDS:.0f} s; see {log}")

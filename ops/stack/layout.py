@@ -36,6 +36,11 @@ class Layout:
         return self.root / "stack.lock"
 
     @property
+    def world(self) -> Path:
+        """Return the file that remembers with what the twin's world was begun."""
+        return self.root / "world.json"
+
+    @property
     def keys(self) -> Path:
         """Return the folder of signing keys."""
         return self.root / "keys"

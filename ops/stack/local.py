@@ -234,13 +234,18 @@ def _service_unit(service: Service, settings: Settings, port: int) -> Unit:
     program = Program(
         arguments=(sys.executable, *service.arguments),
         environment=environment | own.environment(),
+        folder=settings.state_dir,  # Whatever a library drops where it stands, it drops there.
         niceness=service.niceness,
         stop_seconds=STOP_SECONDS,
     )
+    # What nothing waits for does not compete with what everything waits for; and after a crash of
+    # the whole stack the clock on the topic has run on, until the world says where it resumes.
+    needs = service.needs or ("kafka",)
+    if service.reads and service.name != "twin":
+        needs = (*needs, "twin")
     return Unit(
         name=service.name,
-        # What nothing waits for does not compete with what everything waits for.
-        needs=service.needs or ("kafka",),
+        needs=needs,
         program=lambda: program,
         probe=lambda: ask(port),
         port=port,

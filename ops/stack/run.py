@@ -22,7 +22,7 @@ import msgspec
 from gpuloop.loop.evaluate.auditor import sources
 from gpuloop.loop.shells.broker import BrokerError
 from gpuloop.loop.shells.clock import wall_us
-from gpuloop.ops.stack import kafka_jars, local, postgres, process, report
+from gpuloop.ops.stack import kafka_jars, local, postgres, process, report, world
 from gpuloop.ops.stack.errors import StackError
 from gpuloop.ops.stack.layout import Layout
 from gpuloop.ops.stack.local import LocalStack, Options
@@ -65,10 +65,12 @@ class View(Protocol):
 
 
 class StopRequest:
-    """A person's or the system's wish to stop; the second one interrupts."""
+    """A person's or the system's wish that the run stop; the second one interrupts it."""
 
     def __init__(self) -> None:
         self._event: Final = threading.Event()
+        self.hasty = False
+        """Whether somebody waits for the end, as `gpuloop down` does."""
 
     def wait(self, seconds: float) -> bool:
         """Wait; return whether the wish has come."""
@@ -82,9 +84,10 @@ class StopRequest:
     def on_signals(self) -> Iterator[None]:
         """Turn SIGINT and SIGTERM into the wish until the end of the block."""
 
-        def ask(_number: int, _frame: FrameType | None) -> None:
+        def ask(number: int, _frame: FrameType | None) -> None:
             if self._event.is_set():
                 raise KeyboardInterrupt
+            self.hasty = number == signal.SIGTERM
             self._event.set()
 
         before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -128,6 +131,8 @@ def run(
         if fresh:
             postgres.wipe(layout.root)
             layout.wipe()
+        if "twin" in {service.name for service in local.chosen(options)}:
+            options = replace(options, settings=world.resume(layout.world, options.settings))
         classpath: tuple[Path, ...] = ()
         if not options.existing_cluster:
             classpath = kafka_jars.fetch(
@@ -204,6 +209,8 @@ class _Run:
         while not self._stop.wait(STEP_SECONDS):
             now = monotonic()
             self._supervisor.step()
+            if "twin" in units and units["twin"].phase is Phase.READY:
+                self._trace = units["twin"].detail.partition(", fleet time")[0]
             if self._monitor is None and units["topics"].phase is Phase.READY:
                 self._monitor = Monitor(self._stack.broker, self._stack.baseline)
             if self._phase == "starting" and self._settled():
@@ -235,8 +242,6 @@ class _Run:
 
     def _finish(self, *, with_report: bool) -> report.Report | None:
         """Stop the services, the auditor last, and count what they did."""
-        twin = self._supervisor.units.get("twin")
-        self._trace = twin.detail.partition(", fleet time")[0] if twin is not None else ""
         services = [name for name in self._stack.services if name != "auditor"]
         ended_wall_us = wall_us()
         for name in self._supervisor.stop(services):
@@ -280,7 +285,7 @@ class _Run:
             self._view.say("not everything written could be counted in time")
         settings = self._stack.settings
         with self._monitor.lock:
-            if self._stack.simulated:
+            if self._stack.simulated and not self._stop.hasty:
                 self._rerun = plan(settings, self._monitor.tally, self._stack.broker)
             return report.build(
                 self._monitor.tally,

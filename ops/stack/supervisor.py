@@ -43,6 +43,9 @@ class Supervisor:
         """Look at every unit once and do what is due."""
         now = monotonic()
         for name, watched in self.units.items():
+            for need in self._needs[name]:
+                if self.units[need].phase is Phase.FAILED:
+                    watched.cannot_start(f"needs {need}, which was given up")
             watched.step(now, needs_ready=self._needs_ready(name))
         if now >= self._chores_due:
             self._chores_due = now + CHORES_SECONDS

@@ -19,6 +19,9 @@ from gpuloop.ops.stack.state import ProcessState
 FIRST_BACKOFF_SECONDS: Final = 0.5
 LAST_BACKOFF_SECONDS: Final = 30.0
 MAX_FAILURES: Final = 10
+MAX_FAILURES_BEFORE_READY: Final = 6
+"""What has never been ready fails for a reason that does not pass."""
+
 STEADY_SECONDS: Final = 60.0
 FIRST_PROBE_SECONDS: Final = 0.1
 STARTING_PROBE_SECONDS: Final = 1.0
@@ -81,6 +84,7 @@ class Watched:
         self._workers: Final = workers
         self._asked: Future[Answer] | None = None
         self._failures = 0
+        self._was_ready = False
         self._started = 0.0
         self._ready_since: float | None = None
         self._next = 0.0
@@ -98,6 +102,11 @@ class Watched:
                 self._watch(now)
             case Phase.BACKOFF if now >= self._next:
                 self._start(now)
+
+    def cannot_start(self, why: str) -> None:
+        """Give the unit up if it still waits; one that runs goes on without what it needed."""
+        if self.phase is Phase.WAITING:
+            self.phase, self.detail = Phase.FAILED, why
 
     def state(self) -> ProcessState:
         """Return what `status` shows."""
@@ -163,7 +172,7 @@ class Watched:
     def _hear(self, answer: Answer, now: float) -> None:
         self.detail = answer.detail
         if answer.ready:
-            self.phase = Phase.READY
+            self.phase, self._was_ready = Phase.READY, True
             self._ready_since = now if self._ready_since is None else self._ready_since
             if now - self._ready_since >= STEADY_SECONDS:
                 self._failures = 0
@@ -180,7 +189,7 @@ class Watched:
         self.child, self.exit_status, self.detail = None, status, detail
         self._asked = None
         self._failures += 1
-        if self._failures >= MAX_FAILURES:
+        if self._failures >= (MAX_FAILURES if self._was_ready else MAX_FAILURES_BEFORE_READY):
             self.phase = Phase.FAILED
             self.detail = f"{detail}; given up after {self._failures} starts in a row"
             return

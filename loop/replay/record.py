@@ -83,7 +83,7 @@ def record(
 def _write(broker: Broker, folder: Path, part: Partition, first: int, end: int) -> PartitionFile:
     name = f"{part.topic}.{part.number}.jsonl.gz"
     digest, count = hashlib.sha256(), 0
-    with gzip.open(folder / name, "wb", compresslevel=5) as file:
+    with gzip.open(folder / name, "wb", compresslevel=3) as file:
         for found in read_between(broker, part, first, end):
             line = encode_line(found)
             file.write(line)

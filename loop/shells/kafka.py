@@ -46,7 +46,8 @@ _CONSUMER: Final[Properties] = {
     "fetch.max.bytes": 8_388_608,
     "max.partition.fetch.bytes": 1_048_576,
     "queued.max.messages.kbytes": 16_384,
-    "queued.min.messages": 5_000,
+    "queued.min.messages": 20_000,
+    "fetch.queue.backoff.ms": 10,
 }
 _LOST: Final = frozenset({ck.KafkaError._AUTO_OFFSET_RESET, ck.KafkaError.OFFSET_OUT_OF_RANGE})
 _FATAL: Final = frozenset(

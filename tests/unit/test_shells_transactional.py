@@ -197,6 +197,7 @@ def test_a_command_takes_effect_once_whatever_dies(tmp_path: Path, step: str) ->
         stage.pass_time(1.0)
     stage.start()
     stage.pass_time(1.0)
+    assert stage.outcomes() == {command.command_id: ["accepted ok", "applied ok"]}
     send(stage, command)  # A duplicate, long after.
     stage.pass_time(1.0)
     assert stage.outcomes() == {

@@ -9,8 +9,8 @@ from gpuloop.loop.services import metrics
 from gpuloop.loop.services.process import Process, serving
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.broker import Partition
-from gpuloop.loop.shells.faust_agent import Progress
 from gpuloop.loop.shells.faust_app import INPUTS, ObserveConfig, build, run
+from gpuloop.loop.shells.faust_consumer import Place, Positions
 from gpuloop.loop.shells.faust_tables import APP, app_id
 from gpuloop.loop.shells.journal import backwards, message_of
 from gpuloop.loop.shells.kafka import KafkaBroker
@@ -48,7 +48,7 @@ def main(settings: Settings) -> None:
         anchor = next((anchor for anchor in anchors if anchor is not None), None)
         watch = _Watch(process)
         observing = build(config, watch, anchor)
-        watchdog = Watchdog(_look(broker, config, observing.progress), _bite)
+        watchdog = Watchdog(_look(broker, config, observing.positions), _bite)
         watchdog.start()
         try:
             run(observing, watch, process.stop)
@@ -85,21 +85,28 @@ class _Watch:
         metrics.DEAD_LETTERS.labels(APP, error.reason).inc()
 
 
-def _look(broker: KafkaBroker, config: ObserveConfig, progress: Progress) -> Callable[[], Seen]:
+def _look(broker: KafkaBroker, config: ObserveConfig, positions: Positions) -> Callable[[], Seen]:
     def look() -> Seen:
         inputs = [part for topic in INPUTS for part in broker.partitions(topic)]
         begins = broker.beginnings(inputs)
         committed = broker.committed(app_id(config.prefix), inputs)
         return Seen(
-            ready=progress.ready,
+            ready=positions.ready,
             ends=broker.ends(inputs),
-            handled=dict(progress.handled),
-            acknowledged=dict(progress.acknowledged),
+            handled=_unprefixed(positions.handled, config.prefix),
+            settled=_unprefixed(positions.settled, config.prefix),
             # Nobody can commit what retention took away.
             committed={part: max(committed.get(part, 0), at) for part, at in begins.items()},
         )
 
     return look
+
+
+def _unprefixed(positions: Mapping[Place, int], prefix: str) -> dict[Partition, int]:
+    return {
+        Partition(topic.removeprefix(prefix), number): at
+        for (topic, number), at in dict(positions).items()
+    }
 
 
 def _bite(stuck: list[str]) -> None:

@@ -2,9 +2,9 @@
 
 Every agent handles a record the same way: its stage says what follows, the outputs are delivered,
 the rows are written and their changelog records delivered, and only then are the records they
-cover acknowledged, oldest first. What Faust would do on its own (acknowledge on exceptions,
-restart an agent behind a failed record, log a failed changelog record) is not relied on: bad input
-goes to the dead letters, anything else ends the process.
+cover settled, oldest first. What Faust would do on its own (acknowledge on exceptions, restart an
+agent behind a failed record, log a failed changelog record) is not relied on: bad input goes to
+the dead letters, anything else ends the process, a record that was passed over included.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ import faust
 from faust.types import EventT, FutureMessage, StreamT
 
 from gpuloop.loop.shells.broker import Partition
+from gpuloop.loop.shells.faust_consumer import Positions
 from gpuloop.loop.shells.faust_stages import Stage, Turn
 from gpuloop.loop.shells.faust_tables import APP
 from gpuloop.loop.shells.fold import encode_dead_letters, encode_outputs, receive, source_of
@@ -46,18 +47,6 @@ class Watch(Protocol):
     def refused(self, error: BadInput) -> None:
         """Say that a record went to the dead letters."""
         ...
-
-
-@dataclass(slots=True)
-class Progress:
-    """Whether the tables are recovered; next offsets per partition: folded, and acknowledged.
-
-    Written by the event loop, read by the watchdog's thread.
-    """
-
-    ready: bool = False
-    handled: dict[Partition, int] = field(default_factory=dict)
-    acknowledged: dict[Partition, int] = field(default_factory=dict)
 
 
 class TrackedTable(faust.Table):  # type: ignore[misc]
@@ -109,6 +98,10 @@ class Outlet:
         return self._topics[topic]
 
 
+class RecordsMissing(RuntimeError):
+    """The library passed records over; a restart reads them from the committed offset."""
+
+
 @dataclass(slots=True)
 class _Held:
     """A partition's unacknowledged records with their marks, and the mark settled so far."""
@@ -127,14 +120,14 @@ class Agent:
         table: TrackedTable,
         outlet: Outlet,
         watch: Watch,
-        progress: Progress,
+        positions: Positions,
     ) -> None:
         self._topic: Final = topic
         self._stage: Final = stage
         self._table: Final = table
         self._outlet: Final = outlet
         self._watch: Final = watch
-        self._progress: Final = progress
+        self._positions: Final = positions
         self._held: dict[int, _Held] = {}
         self._generation = 0
 
@@ -158,31 +151,40 @@ class Agent:
             os._exit(EXIT_FAILED)
 
     async def _handle(self, stream: StreamT[bytes], event: EventT) -> None:
+        place, offset = (event.message.topic, event.message.partition), event.message.offset
+        expected = self._positions.expected(place)
+        if expected is None or offset < expected:
+            return  # Of an earlier assignment, or come again: its turn is yet to come, or over.
+        if offset > expected:
+            raise RecordsMissing(f"{place[0]}/{place[1]} jumps from {expected} to {offset}")
         generation = self._generation
         record = record_of(event, self._topic)
-        place = Partition(record.topic, record.partition)
         held = self._held.setdefault(record.partition, _Held())
-        try:
-            turn = self._stage.take(receive(record, self._outlet.fleet))
-        except BadInput as error:
-            await self._outlet.refuse(record, error)
-            self._watch.refused(error)
-            turn = Turn(settled=held.settled)
-        else:
-            await self._outlet.deliver(encode_outputs(turn.outputs, self._outlet.source))
-            self._watch.handled(place, record.offset, len(turn.outputs), turn.dropped)
+        turn = await self._turn(record, held)
+        if generation == self._generation:
+            await self._write(turn.rows)
         if generation != self._generation:
             return
-        await self._write(turn.rows)
-        if generation != self._generation:
-            return
-        self._progress.handled[place] = record.offset + 1
+        self._positions.handled[place] = offset + 1
         held.events.append((turn.mark, event))
         held.settled = turn.settled
         while held.events and held.events[0][0] <= held.settled:
             _, oldest = held.events.popleft()
             await stream.ack(oldest)
-            self._progress.acknowledged[place] = oldest.message.offset + 1
+            self._positions.settled[place] = oldest.message.offset + 1
+
+    async def _turn(self, record: Record, held: _Held) -> Turn:
+        """Fold a record and deliver what follows from it, or dead-letter it."""
+        try:
+            turn = self._stage.take(receive(record, self._outlet.fleet))
+        except BadInput as error:
+            await self._outlet.refuse(record, error)
+            self._watch.refused(error)
+            return Turn(settled=held.settled)
+        await self._outlet.deliver(encode_outputs(turn.outputs, self._outlet.source))
+        place = Partition(record.topic, record.partition)
+        self._watch.handled(place, record.offset, len(turn.outputs), turn.dropped)
+        return turn
 
     async def _write(self, rows: Mapping[bytes, bytes]) -> None:
         """Write table rows and wait until the changelog has them."""

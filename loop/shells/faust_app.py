@@ -10,9 +10,10 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import faust
+from faust.tables.manager import TableManager
 from faust.types import StreamT
 
 from gpuloop.loop.shells import clock
@@ -20,12 +21,12 @@ from gpuloop.loop.shells.clock import FleetClock
 from gpuloop.loop.shells.faust_agent import (
     Agent,
     Outlet,
-    Progress,
     TrackedTable,
     Watch,
     raw_topic,
     record_of,
 )
+from gpuloop.loop.shells.faust_consumer import Positions, SettledTransport
 from gpuloop.loop.shells.faust_security import broker_credentials
 from gpuloop.loop.shells.faust_stages import (
     FrameStage,
@@ -86,15 +87,16 @@ class Observing:
     """The application with what a process watches of it."""
 
     app: faust.App
-    progress: Progress
+    positions: Positions
 
 
 def build(config: ObserveConfig, watch: Watch, anchor: ClockAnchor | None = None) -> Observing:
     """Return the application; `anchor` is the newest on the clock's topic when it starts."""
+    addresses = [f"kafka://{address}" for address in config.bootstrap_servers.split(",")]
     app = faust.App(
         app_id(config.prefix),
         version=1,
-        broker=[f"kafka://{address}" for address in config.bootstrap_servers.split(",")],
+        broker=addresses,
         broker_credentials=broker_credentials(config.kafka_config),
         store="memory://",
         Table=TrackedTable,
@@ -120,22 +122,19 @@ def build(config: ObserveConfig, watch: Watch, anchor: ClockAnchor | None = None
         topic_allow_declare=False,
         topic_disable_leader=True,
     )
-    outlet, progress, now = (
-        Outlet(app, fleet=config.fleet, prefix=config.prefix),
-        Progress(),
-        FleetTime(anchor),
-    )
+    positions = Positions()
+    app.transport = SettledTransport(app, addresses, positions)
+    outlet = Outlet(app, fleet=config.fleet, prefix=config.prefix)
+    now = FleetTime(anchor)
     tables = {
-        name: app.Table(
-            name,
-            partitions=partitions,
-            key_type=bytes,
-            value_type=bytes,
+        name: cast(
+            TrackedTable,
+            app.Table(name, partitions=partitions, key_type=bytes, value_type=bytes),
         )
         for name, partitions in TABLES.items()
     }
     agents = {
-        topic: Agent(topic, stage, tables[INPUTS[topic]], outlet, watch, progress)
+        topic: Agent(topic, stage, tables[INPUTS[topic]], outlet, watch, positions)
         for topic, stage in _stages(config.fleet, tables, now).items()
     }
     for topic, agent in agents.items():
@@ -144,11 +143,12 @@ def build(config: ObserveConfig, watch: Watch, anchor: ClockAnchor | None = None
     _follow_clock(app, config, now)
 
     async def forget(*_: object, **__: object) -> None:
+        positions.forget()
         for agent in agents.values():
             agent.forget()
 
     app.on_partitions_revoked.connect(forget, weak=False)
-    return Observing(app, progress)
+    return Observing(app, positions)
 
 
 def _stages(fleet: str, tables: Mapping[str, TrackedTable], now: FleetTime) -> dict[str, Stage]:
@@ -186,13 +186,13 @@ def run(observing: Observing, watch: Watch, stop: threading.Event) -> None:
 
 
 async def _run(observing: Observing, watch: Watch, stop: threading.Event) -> None:
-    app, progress = observing.app, observing.progress
+    app, positions = observing.app, observing.positions
     app.in_worker = True
     app.finalize()
     await app.start()
     while not stop.is_set() and not app.crashed:
-        if not progress.ready and app.tables.recovery.completed.is_set():
-            progress.ready = True
+        if not positions.ready and cast(TableManager, app.tables).recovery.completed.is_set():
+            positions.ready = True
             watch.ready()
         await asyncio.sleep(POLL_SECONDS)
     await app.stop()

@@ -23,7 +23,7 @@ log: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One look: where each partition ends, what is folded, acknowledged, committed.
+    """One look: where each partition ends, what is folded, settled, committed.
 
     Before it is `ready` a process restores its state, for which it gets more time.
     """
@@ -31,7 +31,7 @@ class Seen:
     ready: bool
     ends: Offsets
     handled: Offsets
-    acknowledged: Offsets
+    settled: Offsets
     committed: Offsets
 
 
@@ -57,10 +57,10 @@ class StallDetector:
         for place, end in sorted(seen.ends.items()):
             committed = seen.committed.get(place, 0)
             handled = max(seen.handled.get(place, 0), committed)
-            acknowledged = seen.acknowledged.get(place, 0)
+            settled = seen.settled.get(place, 0)
             for what, at, goal in (
                 ("input", handled, end),
-                ("commit", committed, acknowledged),
+                ("commit", committed, settled),
             ):
                 if self._stands((what, place), at, goal, now_us) >= patience_us:
                     found.append(f"{what} of {place} stands at {at}, {goal} waits")

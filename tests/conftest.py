@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,9 @@ from gpuloop.ops.stack.kafka_jars import cache_folder, fetch
 from gpuloop.ops.stack.ports import free_ports
 from gpuloop.ops.stack.process import Child
 from gpuloop.ops.stack.topics import Admin, wanted
+
+# The components and stages of the contract tests are used by integration tests as well.
+sys.path.insert(0, str(Path(__file__).parent / "contract"))
 
 
 @dataclass

@@ -46,6 +46,8 @@ from gpuloop.schemas.units import SECOND_US
 
 CLOCK: Final = Partition("telemetry.clock", 0)
 
+SILENT_US: Final = 60 * SECOND_US
+
 FOLLOWED_CUTS: Final = 100
 """After following more cuts than this a start writes a snapshot, so that starts stay short."""
 
@@ -130,6 +132,7 @@ class LiveShell(Generic[S]):
         self._confirmed = 0
         self._snapshot_number = 0
         self._snapshot_wall_us = 0
+        self._heard_us = clock.monotonic_us()
 
     @property
     def saved(self) -> Saved[S]:
@@ -189,6 +192,8 @@ class LiveShell(Generic[S]):
             max_records=self._config.max_records, timeout_s=self._patience_us() / SECOND_US
         )
         began_us = clock.monotonic_us()
+        if polled:
+            self._heard_us = began_us
         records = self._take_own(polled)
         if self._clock is None:
             self._watcher.waiting("no fleet clock on telemetry.clock yet")
@@ -200,12 +205,20 @@ class LiveShell(Generic[S]):
         ticks, skipped = due_ticks(self._ticked_us, now_us, self._component.tick_every_us)
         self._ticked_us = now_us
         if not records and not ticks:
-            self._watcher.idle(now_us)
+            self._idle(now_us)
             return False
         executed = self._cut(records, Moment(now_us=now_us, wall_us=wall_us, ticks_us=ticks))
         took_us = clock.monotonic_us() - began_us
         self._watcher.cut(records, executed, self.saved, skipped=skipped, took_us=took_us)
         return True
+
+    def _idle(self, now_us: int) -> None:
+        """Tell quiet from cut off: the anchor alone comes every ten seconds."""
+        silent_us = clock.monotonic_us() - self._heard_us
+        if silent_us > SILENT_US:
+            self._watcher.waiting(f"nothing heard for {silent_us // SECOND_US} s, not even a clock")
+        else:
+            self._watcher.idle(now_us)
 
     def _cut(self, records: Sequence[Record], moment: Moment) -> Executed[S]:
         config, name, before = self._config, self._component.name, self.saved

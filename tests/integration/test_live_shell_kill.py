@@ -8,25 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from echo import FLEET, Echo, anchor, fault_output
 
-CONTRACT = Path(__file__).parents[1] / "contract"
-sys.path.insert(0, str(CONTRACT))
-
-from echo import FLEET, Echo, anchor, fault_output  # noqa: E402
-
-from gpuloop.loop.replay.player import replay  # noqa: E402
-from gpuloop.loop.replay.record import record  # noqa: E402
-from gpuloop.loop.replay.recording import Recording  # noqa: E402
-from gpuloop.loop.shells.broker import Partition, read_between  # noqa: E402
-from gpuloop.loop.shells.clock import monotonic_us, wall_us  # noqa: E402
-from gpuloop.loop.shells.fold import encode_outputs  # noqa: E402
-from gpuloop.loop.shells.kafka import KafkaBroker  # noqa: E402
-from gpuloop.loop.shells.simulation import Simulation  # noqa: E402
-from gpuloop.schemas.codec import decode  # noqa: E402
-from gpuloop.schemas.messages import Anomaly  # noqa: E402
+from gpuloop.loop.replay.player import replay
+from gpuloop.loop.replay.record import record
+from gpuloop.loop.replay.recording import Recording
+from gpuloop.loop.shells.broker import Partition, read_between
+from gpuloop.loop.shells.clock import monotonic_us, wall_us
+from gpuloop.loop.shells.fold import encode_outputs
+from gpuloop.loop.shells.kafka import KafkaBroker
+from gpuloop.loop.shells.simulation import Simulation
+from gpuloop.schemas.codec import decode
+from gpuloop.schemas.messages import Anomaly
 
 pytestmark = pytest.mark.kafka
 
+CONTRACT = Path(__file__).parents[1] / "contract"
 FAULTS = 400
 OUTPUTS = Partition("insight.anomalies", 0)
 STEPS = ("stepped", "journaled", "produced", "committed")

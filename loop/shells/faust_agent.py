@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import faust
 from faust.types import EventT, FutureMessage, StreamT
@@ -49,7 +49,7 @@ class Watch(Protocol):
         ...
 
 
-class TrackedTable(faust.Table):  # type: ignore[misc]
+class TrackedTable(faust.Table[bytes, bytes]):
     """A table whose changelog records can be awaited; the library only logs one that failed."""
 
     def send_changelog(self, *args: Any, **kwargs: Any) -> FutureMessage:
@@ -106,7 +106,7 @@ class RecordsMissing(RuntimeError):
 class _Held:
     """A partition's unacknowledged records with their marks, and the mark settled so far."""
 
-    events: deque[tuple[int, EventT]] = field(default_factory=deque)
+    events: deque[tuple[int, EventT[Any]]] = field(default_factory=deque)
     settled: int = 0
 
 
@@ -137,9 +137,9 @@ class Agent:
         self._held.clear()
         self._stage.forget()
 
-    async def run(self, stream: StreamT[bytes]) -> None:
+    async def run(self, stream: StreamT[Any]) -> None:
         """Handle the records of a stream; anything unexpected ends the process."""
-        unacknowledged = stream.noack()
+        unacknowledged = cast(faust.Stream[bytes], stream).noack()
         try:
             async for event in unacknowledged.events():
                 await self._handle(unacknowledged, event)
@@ -150,7 +150,7 @@ class Agent:
             log.exception("agent failed", extra={"topic": self._topic})
             os._exit(EXIT_FAILED)
 
-    async def _handle(self, stream: StreamT[bytes], event: EventT) -> None:
+    async def _handle(self, stream: StreamT[Any], event: EventT[Any]) -> None:
         place, offset = (event.message.topic, event.message.partition), event.message.offset
         expected = self._positions.expected(place)
         if expected is None or offset < expected:
@@ -216,7 +216,7 @@ def raw_topic(app: faust.App, name: str) -> Any:
     )
 
 
-def record_of(event: EventT, topic: str) -> Record:
+def record_of(event: EventT[Any], topic: str) -> Record:
     """Return the record behind an event, under its topic's name in the catalogue."""
     message = event.message
     headers = message.headers or ()

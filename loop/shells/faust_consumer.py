@@ -9,7 +9,7 @@ skipped record counts as acknowledged. So only what the agents have settled is c
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import faust
 from faust.transport.drivers import aiokafka as driver
@@ -43,7 +43,7 @@ class Positions:
         self.settled.clear()
 
 
-class SettledConsumer(driver.Consumer):  # type: ignore[misc]
+class SettledConsumer(driver.Consumer):
     """Reads stream partitions only behind recovery and commits what is settled."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -53,8 +53,7 @@ class SettledConsumer(driver.Consumer):  # type: ignore[misc]
     @property
     def positions(self) -> Positions:
         """Return the positions that agents and consumer share."""
-        positions: Positions = self.transport.positions
-        return positions
+        return cast(SettledTransport, self.transport).positions
 
     def resume_partitions(self, tps: Iterable[TP]) -> None:
         """Open changelog partitions now and the others when recovery lets flow."""
@@ -71,8 +70,8 @@ class SettledConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Seek to the committed offsets and note where each partition begins."""
-        committed: Mapping[TP, int | None] = await super().seek_to_committed()
-        first: Mapping[TP, int] = await self.earliest_offsets(*committed)
+        committed = await super().seek_to_committed()
+        first = await self.earliest_offsets(*committed)
         for tp, earliest in first.items():
             place = (tp.topic, tp.partition)
             self.positions.begin.setdefault(place, max(committed.get(tp) or 0, earliest))
@@ -91,7 +90,7 @@ class SettledConsumer(driver.Consumer):  # type: ignore[misc]
         return self.positions.settled.get((tp.topic, tp.partition))
 
 
-class SettledTransport(driver.Transport):  # type: ignore[misc]
+class SettledTransport(driver.Transport):
     """Kafka through aiokafka, with the consumer above."""
 
     Consumer = SettledConsumer

@@ -52,7 +52,8 @@ def line(message: Message, timestamp_ms: int = 0) -> str:
 
 
 def _time_us(message: Message) -> int | None:
-    for name in ("event_time_us", "tick_us", "issued_at_us", "start_us", "fetched_at_us"):
+    names = ("event_time_us", "tick_us", "issued_at_us", "start_us", "fetched_at_us")
+    for name in (*names, "created_wall_us", "wall_us"):
         value = getattr(message, name, None)
         if isinstance(value, int):
             return value

@@ -67,6 +67,9 @@ _PASSING: Final = frozenset(
         ck.KafkaError.NOT_LEADER_FOR_PARTITION,
         ck.KafkaError.LEADER_NOT_AVAILABLE,
         ck.KafkaError.UNKNOWN_TOPIC_OR_PART,  # Just created, and not known everywhere yet.
+        ck.KafkaError.NOT_COORDINATOR,  # A group's coordinator moves, or loads.
+        ck.KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        ck.KafkaError.COORDINATOR_NOT_AVAILABLE,
     }
 )
 
@@ -171,16 +174,21 @@ class KafkaBroker:
         """Return what a consumer group has committed; nothing for partitions it has not."""
         named = {Partition(self._prefix + p.topic, p.number): p for p in partitions}
         asked = [ck.TopicPartition(topic, number) for topic, number in named]
-        with self._lock:
-            if group not in self._observers:
-                self._observers[group] = ck.Consumer({**self._common, "group.id": group})
+        deadline = monotonic_us() + round(METADATA_TIMEOUT_S * SECOND_US)
+        while True:
             try:
-                found = self._observers[group].committed(asked, timeout=METADATA_TIMEOUT_S)
+                with self._lock:
+                    found = self._observer(group).committed(asked, timeout=METADATA_TIMEOUT_S)
             except ck.KafkaException as error:
+                if error.args[0].code() in _PASSING and monotonic_us() < deadline:
+                    time.sleep(0.1)
+                    continue
                 raise BrokerError(f"group {group}: {error.args[0].str()}") from None
-        return {
-            named[Partition(at.topic, at.partition)]: at.offset for at in found if at.offset >= 0
-        }
+            return {
+                named[Partition(at.topic, at.partition)]: at.offset
+                for at in found
+                if at.offset >= 0
+            }
 
     def close(self) -> None:
         """Release connections; unacknowledged writes are given up."""
@@ -216,6 +224,12 @@ class KafkaBroker:
         if self._lazy_producer is None:
             self._lazy_producer = ck.Producer({**self._common, **_PRODUCER}, logger=log)
         return self._lazy_producer
+
+    def _observer(self, group: str) -> ck.Consumer:
+        if group not in self._observers:
+            settings = {**self._common, "group.id": group}
+            self._observers[group] = ck.Consumer(settings, logger=log)
+        return self._observers[group]
 
     def _metadata(self) -> ck.Consumer:
         if self._lazy_metadata is None:

@@ -40,7 +40,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 FLEET = "local"
 START = 1_508_112_000_000_000
 MINUTE = 60_000_000
-NODES, MINUTES, JOBS = 30, 30, 60
+NODES, MINUTES, JOBS = 30, 40, 60
+SPEED = 20
 POOLS = ("a100", "h100")
 
 
@@ -253,7 +254,7 @@ class Run:
 def run(kafka, tmp_path: Path) -> Iterator[Run]:  # type: ignore[no-untyped-def]
     running = Run(kafka.bootstrap_servers, kafka.prefix(), tmp_path)
     anchor = ClockAnchor(
-        fleet=FLEET, world="w", anchor_us=START, anchor_wall_us=clock.wall_us(), speed=60.0
+        fleet=FLEET, world="w", anchor_us=START, anchor_wall_us=clock.wall_us(), speed=SPEED
     )
     running.broker.produce([encode("telemetry.clock", FLEET, anchor, event_id="c", source="test")])
     yield running
@@ -268,10 +269,9 @@ class Expected:
         self.state = self.fold.initial()
         self.jobs: dict[str, JobState] = {}
         self.nodes: dict[str, NodeState] = {}
-        self.now = START + 40 * MINUTE
 
     def fold_in(self, records: list[Record]) -> None:
-        context = Context(now_us=self.now, wall_us=0, seed=0)
+        context = Context(now_us=START, wall_us=0, seed=0)
         for record in records:
             try:
                 event = receive(record, FLEET)
@@ -320,7 +320,7 @@ def test_killed_observe_stage_recovers_to_what_the_fold_computes(run: Run) -> No
     expected = Expected()
     for topic in TELEMETRY:
         expected.fold_in(run.records(topic))
-    live = run.pools_after(START + (clock.wall_us() - run_anchor(run)) * 60)
+    live = run.pools_after(START + (clock.wall_us() - run_anchor(run)) * SPEED)
     tick_us = live["a100"].tick_us
     assert builtins(expected.at(tick_us)) == builtins(live)
     assert live["a100"].features["utilisation"].value is not None
@@ -383,5 +383,5 @@ def test_poison_goes_to_deadletters_and_the_stream_goes_on(run: Run) -> None:
     expected = Expected()
     for topic in TELEMETRY:
         expected.fold_in(run.records(topic))
-    live = run.pools_after(START + (clock.wall_us() - run_anchor(run)) * 60)
+    live = run.pools_after(START + (clock.wall_us() - run_anchor(run)) * SPEED)
     assert builtins(expected.at(live["a100"].tick_us)) == builtins(live)

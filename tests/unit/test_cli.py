@@ -1,0 +1,353 @@
+"""The command line reads well, says errors in one line, and shows messages as they are."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from builders import FLEET, START_US, pool_state
+from gpuloop.loop.settings import Settings
+from gpuloop.loop.shells.memory import MemoryBroker
+from gpuloop.ops.cli import context, recording, tail
+from gpuloop.ops.cli.context import seconds
+from gpuloop.ops.cli.lines import line
+from gpuloop.ops.cli.main import app, main
+from gpuloop.ops.stack import controls, report, world
+from gpuloop.ops.stack.errors import StackError
+from gpuloop.ops.stack.report import Audited
+from gpuloop.ops.stack.services import SERVICES
+from gpuloop.ops.stack.tally import Tally
+from gpuloop.schemas.catalogue import CATALOGUE
+from gpuloop.schemas.codec import Encoded, decode, encode
+from gpuloop.schemas.messages import (
+    AuditRecord,
+    Command,
+    Control,
+    Outcome,
+    Proposal,
+    Reward,
+)
+from gpuloop.schemas.messages.actions import ScaleTo
+from gpuloop.schemas.messages.control import PolicyStage, SetMode
+
+DIGEST = "ab" * 32
+COMMAND = Command(
+    fleet=FLEET,
+    command_id=DIGEST,
+    decision_id="d",
+    actuator="scaling",
+    target="a100",
+    pool="a100",
+    mode="auto",
+    before=ScaleTo(on_demand_nodes=16, spot_nodes=8),
+    to=ScaleTo(on_demand_nodes=17, spot_nodes=8),
+    inverse=None,
+    generation=0,
+    epoch=1,
+    issued_at_us=START_US,
+    expires_at_us=START_US,
+    gpus=8,
+    usd_micros_per_hour=29_000_000,
+    summary="a100: 16 -> 17 on-demand nodes",
+    reason="queue",
+    digest=DIGEST,
+)
+
+
+def outcome(status: str, reason: str) -> Outcome:
+    return msgspec.convert(
+        {
+            "fleet": FLEET,
+            "command_id": DIGEST,
+            "decision_id": "d",
+            "actuator": "scaling",
+            "target": "a100",
+            "pool": "a100",
+            "status": status,
+            "reason": reason,
+            "generation": 1,
+            "epoch": 1,
+            "event_time_us": START_US,
+        },
+        Outcome,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    monkeypatch.chdir(tmp_path)
+    for name in ("GPULOOP_BOOTSTRAP_SERVERS", "GPULOOP_STATE_DIR", "GPULOOP_TRACES"):
+        monkeypatch.delenv(name, raising=False)
+    return CliRunner()
+
+
+def test_help_names_every_command(run: CliRunner) -> None:
+    shown = run.invoke(app, ["--help"]).output
+    commands = (
+        "up down status logs topics schemas tail record replay audit traces train policy control"
+    )
+    for command in commands.split():
+        assert f" {command} " in shown
+        assert run.invoke(app, [command, "--help"]).exit_code == 0
+
+
+def test_commands_without_a_stack_say_so_in_one_line(
+    run: CliRunner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpuloop", "tail", "actions"])
+    assert main() == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no stack is up" in said
+    assert "gpuloop up" in said
+    assert run.invoke(app, ["status"]).exit_code == 1
+    assert json.loads(run.invoke(app, ["status", "--json"]).output)["phase"] == "down"
+    assert "no stack is up" in run.invoke(app, ["down"]).output
+
+
+def test_misspelt_setting_is_refused_in_one_line(
+    run: CliRunner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GPULOOP_SPED", "9")
+    monkeypatch.setattr("sys.argv", ["gpuloop", "status"])
+    assert main() == 1
+    assert "GPULOOP_SPED" in capsys.readouterr().err
+
+
+def test_unknown_service_is_refused_before_anything_starts(
+    run: CliRunner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpuloop", "up", "--without", "dreamer"])
+    assert main() == 1
+    assert "no service dreamer" in capsys.readouterr().err
+    assert list(Path().rglob("*.log")) in ([], [Path(".gpuloop/logs/supervisor.log")])
+
+
+def test_topics_and_schemas_are_listed_as_json(run: CliRunner) -> None:
+    topics = json.loads(run.invoke(app, ["topics", "list", "--json"]).output)
+    assert [row["topic"] for row in topics] == list(CATALOGUE)
+    schemas = json.loads(run.invoke(app, ["schemas", "list", "--json"]).output)
+    by_name = {row["schema"]: row for row in schemas}
+    assert by_name["gpuloop/actions.command/1"]["unknown_fields"] == "refused"
+    assert by_name["gpuloop/telemetry.gpu/1"]["unknown_fields"] == "tolerated"
+
+
+def test_traces_are_listed_with_licence_and_what_is_at_hand(run: CliRunner, tmp_path: Path) -> None:
+    jobs = tmp_path / "t" / "philly" / "jobs.csv.gz"
+    jobs.parent.mkdir(parents=True)
+    jobs.touch()
+    shown = run.invoke(app, ["traces", "list", "--json", "--folder", str(tmp_path / "t")]).output
+    rows = {row["name"]: row for row in json.loads(shown)}
+    assert rows["philly"]["at_hand"] == "yes"
+    assert rows["openb"]["at_hand"] == "no"
+    assert all(row["licence"] and row["source"] for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90", 90), ("90s", 90), ("5m", 300), ("1h30m", 5400), ("0.5s", 0.5)]
+)
+def test_durations_are_read_as_people_write_them(text: str, expected: float) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "5x", "m5", "5m!", "-5m"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        seconds(text)
+
+
+def test_tail_finds_topics_by_name_group_and_part() -> None:
+    assert tail.named("decisions") == ("decisions",)
+    assert "actions.outcomes" not in tail.named("actions")
+    assert len(tail.named("actions")) == 5
+    assert tail.named("outcomes") == ("actions.outcomes",)
+    with pytest.raises(typer.BadParameter, match="no topic nonsense"):
+        tail.named("nonsense")
+
+
+def test_command_and_its_outcomes_are_readable_lines() -> None:
+    assert line(COMMAND) == (
+        "2017-10-16 00:00:00  scaling    a100: 16 -> 17 on-demand nodes  [abababababab]"
+    )
+    waiting = Proposal(fleet=FLEET, command=COMMAND, state="awaiting", answer_by_wall_us=0)
+    assert line(waiting).endswith("answer by 1970-01-01 00:00:00 UTC")
+    assert "stale_generation" in line(outcome("rejected", "stale_generation"))
+
+
+def test_audit_line_shows_what_was_recorded() -> None:
+    broker = MemoryBroker()
+    broker.produce([encode("actions.scaling", "a100", COMMAND, event_id="e", source="s")])
+    (record,) = tail.records(broker, ("actions.scaling",), last=5, follow=False)
+    audited = AuditRecord(
+        fleet=FLEET,
+        topic=record.topic,
+        partition=0,
+        offset=0,
+        timestamp_ms=0,
+        key="",
+        headers=tuple((k, _base64(v)) for k, v in record.headers),
+        value=_base64(record.value or b""),
+        previous_hash=DIGEST,
+        hash=DIGEST,
+    )
+    shown = line(audited)
+    assert "actions.scaling/0@0" in shown
+    assert "16 -> 17 on-demand nodes" in shown
+
+
+def _base64(data: bytes) -> str:
+    import base64
+
+    return base64.b64encode(data).decode()
+
+
+def test_tail_shows_the_newest_of_all_partitions_and_survives_bad_input() -> None:
+    broker = MemoryBroker()
+    good = [
+        encode("state.pools", f"p{i}", pool_state(f"p{i}"), event_id=str(i), source="s")
+        for i in range(5)
+    ]
+    bad = Encoded(topic="state.pools", key=b"k", headers=(), value=b"{")
+    broker.produce([*good, bad])
+    found = list(tail.records(broker, ("state.pools",), last=3, follow=False))
+    assert [record.offset for record in found] == [3, 4, 5]
+    shown = [tail.readable(record) for record in found]
+    assert "p3" in shown[0]
+    assert "does not follow its contract" in shown[-1]
+
+
+def test_first_controls_of_a_twin_grant_auto_and_the_shipped_policy_its_earned_alpha() -> None:
+    broker = MemoryBroker()
+    assert controls.publish_first(broker, FLEET)
+    said = [
+        message.body
+        for record in tail.records(broker, ("controls",), last=99, follow=False)
+        if isinstance(message := decode(record), Control)
+    ]
+    modes = {body.actuator: body.mode for body in said if isinstance(body, SetMode)}
+    assert modes == {"scaling": "auto", "pricing": "auto", "migration": "auto"}
+    shipped = controls.registry.shipped()
+    stages = [body for body in said if isinstance(body, PolicyStage)]
+    assert [(s.policy_id, s.alpha) for s in stages] == (
+        [] if shipped is None else [(shipped[0].policy_id, shipped[0].alpha)]
+    )
+
+
+def test_first_controls_never_overrule_what_was_said_before() -> None:
+    broker = MemoryBroker()
+    off = SetMode(pool="*", actuator="scaling", mode="off")
+    controls.publish(broker, [off], fleet=FLEET, by="ann", reason="")
+    assert not controls.publish_first(broker, FLEET)
+    assert len(list(tail.records(broker, ("controls",), last=99, follow=False))) == 1
+
+
+def test_tally_counts_applied_refused_and_money() -> None:
+    tally = Tally()
+    for message in (
+        COMMAND,
+        outcome("accepted", "ok"),
+        outcome("applied", "ok"),
+        outcome("rejected", "stale_epoch"),
+        outcome("expired", "expired"),
+        _reward(1_500_000, start=60),
+        _reward(-500_000, start=0),
+    ):
+        tally.take(message, timestamp_ms=0)
+    assert (tally.commands, tally.applied) == (1, 1)
+    assert dict(tally.refused) == {"stale_epoch": 1, "expired": 1}
+    assert tally.reward_total_usd_micros == 1_000_000
+    assert (tally.rewarded_from_us, tally.rewarded_until_us) == (0, 120)
+    assert len(tally.happened) == tally.happenings == 4
+
+
+def _reward(micros: int, *, start: int) -> Reward:
+    return Reward(
+        fleet=FLEET,
+        pool="a100",
+        decision_id="d",
+        start_us=start,
+        end_us=start + 60,
+        components={"revenue": micros},
+        total_usd_micros=micros,
+        overlap=0,
+        censored=False,
+        definition="x",
+    )
+
+
+def test_report_has_the_promised_keys_and_types() -> None:
+    tally = Tally()
+    tally.take(_reward(1_500_000, start=0), timestamp_ms=0)
+    built = report.build(
+        tally,
+        trace="philly",
+        seed=3,
+        events=10,
+        audited=Audited(records=7, ok=True, problem=""),
+        resident_bytes=5,
+        restarts={"twin": 1},
+        started_wall_us=0,
+        ended_wall_us=60_000_000,
+    )
+    plain = json.loads(msgspec.json.encode(built))
+    promised = (
+        "trace seed events decisions commands_applied commands_refused rewards reward_total "
+        "reward_simulated_policy reward_simulated_rule alpha policy_versions causes audit_records "
+        "audit_ok resident_bytes seconds_to_first_decision"
+    )
+    assert set(promised.split()) <= set(plain)
+    assert plain["rewards"] == {"revenue": 1.5}
+    assert plain["reward_total"] == 1.5
+    assert plain["reward_simulated_rule"] is None
+    assert plain["seconds_to_first_decision"] is None
+    assert "verified" in "\n".join(report.lines(built))
+
+
+def test_world_is_resumed_with_what_it_was_begun_with(tmp_path: Path) -> None:
+    path = tmp_path / "world.json"
+    first = world.resume(path, Settings(seed=7, traces=tmp_path, speed=60.0))
+    again = world.resume(path, Settings(speed=10.0))
+    assert (again.seed, again.traces, again.speed) == (7, tmp_path, 10.0)
+    assert world.resume(path, first) == first
+    with pytest.raises(StackError, match="begun with seed 7, not 8; --fresh"):
+        world.resume(path, Settings(seed=8))
+
+
+def test_recording_keeps_no_addresses_or_passwords() -> None:
+    chosen = Settings(
+        seed=3, postgres_dsn="postgresql://u:secret@h/d", state_dir=Path("/x"), trusted_keys=("ab",)
+    )
+    assert recording.kept(chosen) == {"seed": "3", "trusted_keys": "ab"}
+
+
+def test_status_hides_the_password_of_the_database() -> None:
+    from gpuloop.ops.cli.stack import _public
+
+    assert _public("postgresql://gpuloop:s3cret@127.0.0.1:5/postgres") == (
+        "postgresql://gpuloop@127.0.0.1:5/postgres"
+    )
+    assert _public("127.0.0.1:9092") == "127.0.0.1:9092"
+
+
+def test_table_of_services_names_only_what_exists() -> None:
+    known = {*SERVICES, "topics"}
+    for service in SERVICES.values():
+        assert set(service.needs) <= known
+        assert service.arguments == ("-m", "gpuloop.loop.services", service.name)
+    touching = {name for name, service in SERVICES.items() if service.may_touch_fleet}
+    assert touching == {
+        name
+        for name, service in SERVICES.items()
+        if {"actions.scaling", "actions.outcomes"} & set(service.writes)
+    }
+
+
+def test_explicit_cluster_wins_over_environment(
+    run: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPULOOP_BOOTSTRAP_SERVERS", "a:1")
+    assert context.settings().bootstrap_servers == "a:1"
+    assert context.settings(None, "b:2").bootstrap_servers == "b:2"

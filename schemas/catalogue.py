@@ -110,7 +110,8 @@ _TOPICS: Final = (
     ),
     _topic(
         "telemetry.clock", "fleet", m.ClockAnchor, compacted=True,
-        by=WORLD, to=("framer", *_JOURNALED, "auditor"), description="The fleet clock's anchor.",
+        by=WORLD, to=("framer", "observe", *_JOURNALED, "auditor"),
+        description="The fleet clock's anchor.",
     ),
     _topic(
         "telemetry.faults", "node", m.Fault,

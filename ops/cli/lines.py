@@ -75,7 +75,7 @@ def _what(message: Message) -> str:
                 f"  [{message.command_id[:SHORT]}]"
             )
         case Decision():
-            why_not = f"  not more: {message.why_not}" if message.why_not else ""
+            why_not = f"  {message.why_not}" if message.why_not else ""
             return f"{message.pool:<6} {message.summary}{why_not}"
         case Reward():
             parts = ", ".join(f"{k} {usd(v)}" for k, v in sorted(message.components.items()) if v)

@@ -12,7 +12,6 @@ from dataclasses import field as default
 from typing import Final, NamedTuple, cast
 from zlib import crc32
 
-import msgspec
 import numpy as np
 from msgspec import field
 from numpy.typing import NDArray
@@ -194,19 +193,21 @@ def _place(shard: NodeShard, node: str) -> Block:
 
 def _split(shard: NodeShard) -> None:
     """Double the number of blocks; within each, nodes stay in the order of their names."""
-    known = [node for block in shard.blocks for node in _nodes_of(block)]
+    known = [node for block in shard.blocks for node in nodes_of(block)]
     shard.blocks = [Block() for _ in range(2 * len(shard.blocks))]
-    _fill(shard, known)
+    fill(shard, known)
 
 
-def _fill(shard: NodeShard, nodes: Iterable[tuple[Label, bytes]]) -> None:
+def fill(shard: NodeShard, nodes: Iterable[tuple[Label, bytes]]) -> None:
+    """Put nodes, given in the order of their names, into the blocks they belong to."""
     for label, numbers in nodes:
         block = _place(shard, label.node)
         block.labels.append(label)
         block.numbers += numbers
 
 
-def _nodes_of(block: Block) -> list[tuple[Label, bytes]]:
+def nodes_of(block: Block) -> list[tuple[Label, bytes]]:
+    """Return each node of a block with its record."""
     width = NUMBERS.itemsize
     return [
         (label, bytes(block.numbers[at * width : (at + 1) * width]))
@@ -366,50 +367,3 @@ def _state(fleet: str, label: Label, row: np.void, tick_us: int) -> Output:
         event_id=derived_event_id("state.nodes", [sample]),
         time_us=event_us,
     )
-
-
-# Rows of the live table.
-
-
-def row_key(partition: int, depth: int, number: int) -> bytes:
-    """Return the table key of a block."""
-    return f"{partition}/{depth}/{number}".encode()
-
-
-def rows_of(shard: NodeShard, partition: int, numbers: Iterable[int]) -> dict[bytes, bytes]:
-    """Return the table rows of blocks; one without nodes has an empty row, to be deleted."""
-    return {
-        row_key(partition, shard.depth, number): (
-            msgspec.msgpack.encode(block) if (block := shard.blocks[number]).labels else b""
-        )
-        for number in sorted(numbers)
-    }
-
-
-def shard_from(rows: Mapping[bytes, bytes], partition: int) -> NodeShard:
-    """Return the shard whose blocks are in `rows`; rows of other partitions are passed over.
-
-    A crash in the middle of a split leaves rows of two depths: of a node in both the newer counts.
-    """
-    decoder = msgspec.msgpack.Decoder(Block)
-    own = [
-        (int(depth), decoder.decode(rows[key]))
-        for key in sorted(rows)
-        for owner, depth, _ in [key.decode().split("/")]
-        if int(owner) == partition
-    ]
-    newest: dict[str, tuple[Label, bytes]] = {}
-    for _, block in sorted(own, key=lambda item: item[0]):
-        for label, numbers in _nodes_of(block):
-            known = newest.get(label.node)
-            if known is None or _version(known[1]) <= _version(numbers):
-                newest[label.node] = (label, numbers)
-    depth = max((depth for depth, _ in own), default=0)
-    shard = NodeShard(blocks=[Block() for _ in range(1 << depth)])
-    _fill(shard, [newest[node] for node in sorted(newest)])
-    return shard
-
-
-def _version(numbers: bytes) -> tuple[int, int]:
-    (row,) = np.frombuffer(numbers, dtype=NUMBERS)
-    return int(row["boot"]), int(row["seq"])

@@ -23,7 +23,7 @@ from gpuloop.schemas.messages import (
     ServiceSample,
     TenantEvent,
 )
-from gpuloop.streams import jobs, nodes, pools
+from gpuloop.streams import jobs, node_rows, nodes, pools
 from gpuloop.streams.frames import unpack
 from gpuloop.streams.horizon import refuse_future
 
@@ -116,11 +116,11 @@ class _Nodes:
 
     def rows(self, partition: int) -> dict[bytes, bytes]:
         """Return the rows that bring the table up to date, deletions last."""
-        prefix = nodes.row_key(partition, self.shard.depth, 0)[:-1]
+        prefix = node_rows.row_key(partition, self.shard.depth, 0)[:-1]
         stale = {key for key in self.keys if not key.startswith(prefix)}
         if stale or not self.keys:
             self.changed = set(range(len(self.shard.blocks)))
-        written = nodes.rows_of(self.shard, partition, self.changed)
+        written = node_rows.rows_of(self.shard, partition, self.changed)
         rows = {key: row for key, row in written.items() if row}
         deleted = stale | ({key for key, row in written.items() if not row} & self.keys)
         self.keys = (self.keys | set(rows)) - deleted
@@ -179,7 +179,7 @@ class FrameStage:
         if own is None:
             rows = self._table()
             keys = {key for key in rows if key.startswith(f"{partition}/".encode())}
-            shard = nodes.shard_from(rows, partition)
+            shard = node_rows.shard_from(rows, partition)
             own = self._nodes[partition] = _Nodes(shard, keys)
         return own
 

@@ -24,7 +24,7 @@ from gpuloop.schemas.messages import (
 )
 from gpuloop.schemas.messages.internal import FRAME_COLUMNS, FeatureSum
 from gpuloop.schemas.messages.telemetry import Tranche
-from gpuloop.streams import jobs, nodes, pools
+from gpuloop.streams import jobs, node_rows, nodes, pools
 from gpuloop.streams.frames import FEATURES, pack, tick, unpack
 from gpuloop.streams.nodes import NodeShard
 from gpuloop.streams.observe import ObserveState, ticking_shards
@@ -401,7 +401,7 @@ def ids(world: World, topic: str) -> set[str]:
 
 def normalised(tables: dict[str, dict[bytes, bytes]]) -> dict[str, object]:
     """Return what tables say: blocks decoded, pools by their shards' sums."""
-    shards = [nodes.shard_from(tables["nodes"], p) for p in (0, 1)]
+    shards = [node_rows.shard_from(tables["nodes"], p) for p in (0, 1)]
     pool_rows = msgspec.msgpack.Decoder(dict[str, Partial])
     return {
         "nodes": [belief(shard) for shard in shards],

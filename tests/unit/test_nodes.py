@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from gpuloop.schemas.messages import GpuSample, NodeState
-from gpuloop.streams import nodes
+from gpuloop.streams import node_rows, nodes
 from gpuloop.streams.frames import pack, unpack
 from gpuloop.streams.nodes import Absorbed, NodeShard, NodeTick
 
@@ -53,7 +53,7 @@ def told(outcome: NodeTick) -> list[tuple[str, int]]:
 
 def table(shard: NodeShard, changed: Iterable[int] | None = None) -> dict[bytes, bytes]:
     numbers = range(len(shard.blocks)) if changed is None else changed
-    return {key: row for key, row in nodes.rows_of(shard, 0, numbers).items() if row}
+    return {key: row for key, row in node_rows.rows_of(shard, 0, numbers).items() if row}
 
 
 def test_the_highest_boot_and_seq_of_a_node_wins_and_the_rest_is_counted() -> None:
@@ -124,7 +124,7 @@ def test_a_node_silent_for_an_hour_is_forgotten_and_its_row_emptied() -> None:
     tick(shard, T0)
     later = tick(shard, T0 + HOUR + 1)
     assert later.pools == {}
-    assert nodes.rows_of(shard, 0, later.changed) == {b"0/0/0": b""}
+    assert node_rows.rows_of(shard, 0, later.changed) == {b"0/0/0": b""}
 
 
 def test_blocks_split_before_they_pass_their_size_and_no_node_is_lost() -> None:
@@ -142,7 +142,7 @@ def test_a_shard_survives_its_rows() -> None:
     absorb(shard, *(sample(f"node-{n}", load=n / 200) for n in range(200)))
     tick(shard, T0)
     rows = table(shard) | {b"1/0/0": b"a row of another partition"}
-    again = nodes.shard_from(rows, 0)
+    again = node_rows.shard_from(rows, 0)
     assert again == shard
     assert table(again) == table(shard)
 
@@ -155,7 +155,7 @@ def test_a_crash_in_the_middle_of_a_split_keeps_the_newest_of_each_node() -> Non
     after = table(shard)
     assert not before.keys() & after.keys()
     half = dict(list(after.items())[: len(after) // 2])
-    recovered = nodes.shard_from(before | half, 0)
+    recovered = node_rows.shard_from(before | half, 0)
     seqs = {
         label.node: int(row["seq"])
         for block in recovered.blocks

@@ -1,7 +1,7 @@
 """Shows a running stack: a live screen on a terminal, plain lines anywhere else."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Final
@@ -22,6 +22,7 @@ from gpuloop.schemas.units import USD_MICROS
 
 SCREEN_SECONDS: Final = 0.5
 SUMMARY_SECONDS: Final = 15.0
+HAPPENED: Final = 8
 _COLOUR: Final = {
     "ready": "green",
     "failed": "red",
@@ -104,7 +105,8 @@ def _summary(tally: Tally) -> str:
     refused = sum(tally.refused.values())
     return (
         f"{tally.decisions} decisions, {tally.applied} commands applied, {refused} refused, "
-        f"{tally.causes} causes, reward {usd(tally.reward_total_usd_micros)}"
+        f"{tally.causes} causes, alpha {max(tally.alpha.values(), default=0.0):.2f}, "
+        f"reward {usd(tally.reward_total_usd_micros)}"
     )
 
 
@@ -120,19 +122,23 @@ def _headline(moment: Moment) -> Panel:
 
 
 def _loop(tally: Tally) -> list[Panel]:
-    happened = Text("\n".join(line(message) for message in tally.happened) or "nothing yet")
+    happened = _lines(list(tally.happened)[-HAPPENED:])
     money = Text(_summary(tally) + "\n")
     parts = sorted(tally.rewards_usd_micros.items())
     money.append("   ".join(f"{name} {usd(amount)}" for name, amount in parts), "dim")
-    decisions = Text("\n").join(
-        Text(line(decision)) for _, decision in sorted(tally.latest.items())
-    )
+    decisions = _lines([decision for _, decision in sorted(tally.latest.items())])
     return [
         Panel(_fleet(tally), title="fleet", title_align="left"),
         Panel(decisions, title="last decisions", title_align="left"),
         Panel(happened, title="commands, outcomes, causes", title_align="left"),
         Panel(money, title="rewards", title_align="left"),
     ]
+
+
+def _lines(messages: Sequence[Message]) -> Text:
+    """Return one line each, cut where the screen ends: the whole is on the topic."""
+    text = "\n".join(line(message) for message in messages) or "nothing yet"
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _fleet(tally: Tally) -> Table:

@@ -15,7 +15,6 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from loop_stack import LoopStack, Watch
 
 from gpuloop.loop.learn.registry import shipped
 from gpuloop.ops.stack.services import SERVICES
@@ -37,6 +36,7 @@ from gpuloop.schemas.messages.learning import COMPONENTS
 from gpuloop.schemas.units import MINUTE_US
 from gpuloop.twin.config import Injection, TwinConfig
 from gpuloop.twin.demand import reservation_price
+from loop_stack import LoopStack, Watch
 
 pytestmark = [pytest.mark.kafka, pytest.mark.stores, pytest.mark.timeout(900)]
 

@@ -76,7 +76,7 @@ def locate(root: Path) -> Postgres:
     if os.geteuid() == 0:
         user = _other_user()
         if not _reaches(user, root):
-            data = _own_folder(f"gpuloop-postgres-{sha256(str(root).encode()).hexdigest()[:12]}")
+            data = _own_folder(_folder_name(root))
         if not _reaches(user, programs):
             programs = _copied(programs.parent) / programs.name
     data.mkdir(mode=0o700, exist_ok=True)
@@ -137,8 +137,7 @@ def create(server: Postgres) -> None:
 
 def wipe(root: Path) -> None:
     """Delete the cluster of the stack in `root`, wherever it lies."""
-    name = f"gpuloop-postgres-{sha256(str(root).encode()).hexdigest()[:12]}"
-    for data in (root / "postgres", SHARED / name):
+    for data in (root / "postgres", SHARED / _folder_name(root)):
         if data.is_dir() and data.lstat().st_uid in {os.geteuid(), *_known_users()}:
             shutil.rmtree(data)
 
@@ -169,6 +168,15 @@ def _password(root: Path) -> str:
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(24))
     return path.read_text()
+
+
+def _folder_name(root: Path) -> str:
+    """Return the name of a cluster outside the stack's folder.
+
+    It follows from the password, not the path: whoever deletes the stack's folder and starts anew
+    in the same place has a new password, and the old cluster would not let them in.
+    """
+    return f"gpuloop-postgres-{sha256(_password(root).encode()).hexdigest()[:12]}"
 
 
 def _wheel() -> Path | None:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from gpuloop.loop.learn.registry import shipped
+from gpuloop.ops.stack import postgres
 from gpuloop.ops.stack.services import SERVICES
 from gpuloop.schemas.codec import Encoded
 from gpuloop.schemas.messages import (
@@ -62,6 +63,7 @@ def stack(tmp_path_factory):
         yield running
     finally:
         running.command("down", check=False)
+        postgres.wipe(running.state_dir.resolve())
 
 
 @pytest.fixture(scope="module")

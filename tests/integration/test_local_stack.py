@@ -80,6 +80,7 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
     yield made
     if (made.path / ".gpuloop").exists():
         made.run("down")
+        postgres.wipe((made.path / ".gpuloop").resolve())
 
 
 @pytest.mark.kafka

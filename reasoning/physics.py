@@ -49,7 +49,7 @@ GUARD_MINUTES: Final = 3
 SETTLING_MINUTES: Final = 2
 MIN_BASELINE: Final = 5
 BUSY: Final = 0.005
-_HEAT_MEMORY_MINUTES: Final = (0.7, 3.0, 10.0)
+_HEAT_MEMORY_MINUTES: Final = (0.7, 1.5, 3.0, 6.0, 10.0)
 _HEAT_LAGS: Final = 20
 _TRIM: Final = 4.0
 
@@ -141,46 +141,54 @@ def _above_zero(value: Array, floor: float) -> Deviation:
 
 
 def _heat(panel: Panel, base: Mask, floor: float) -> Deviation:
-    """Expect a temperature from recent power: one linear law per pool, one offset per node."""
-    value = panel.metric("temperature_celsius")
-    power = _filled(panel.metric("power_watts"))
-    features = _recent_power(power)
-    known = base & ~np.isnan(value) & ~np.isnan(features).any(axis=2)
-    rest, law = value, np.zeros(features.shape[2], dtype=np.float32)
+    """Expect a temperature from recent power: one law per pool, one offset per node.
+
+    While loads are steady nothing tells how fast a cooler reacts, and nobody saw the power between
+    two samples; what either could explain after a change of load is not taken for a departure.
+    """
+    value, power = panel.metric("temperature_celsius"), _filled(panel.metric("power_watts"))
+    memories = _memories(power)
+    known = base & ~np.isnan(value) & ~np.isnan(power)
+    rest, gain = np.full_like(value, np.nan), 0.0
     for _ in range(2):
-        if np.count_nonzero(known) < 4 * features.shape[2]:
-            return _relative(np.full_like(value, np.nan), base, floor)
-        rows, truth = features[known], value[known]
-        gram = rows.T @ rows + 1e-6 * len(rows) * np.eye(rows.shape[1], dtype=np.float32)
-        law = np.linalg.solve(gram, rows.T @ truth).astype(np.float32)
-        rest = value - features @ law
+        if np.count_nonzero(known) < MIN_BASELINE:
+            break
+        rest, gain = _best_law(value, memories, known)
         offset = median(np.where(known, rest, np.nan).astype(np.float32))
         offset[np.count_nonzero(known, axis=1) < MIN_BASELINE] = np.nan
         rest = rest - offset[:, None]
         width = max(float(spread(rest[known], axis=0)), floor)
         known &= np.abs(rest) < _TRIM * width
-    rest = _beyond(rest, power, float(law[1:].sum()))
-    return Deviation(value=value, expected=value - rest, away=rest, scale=_scale(rest, base, floor))
+    slack = max(gain, 0.0) * (memories.max(axis=0) - memories.min(axis=0))
+    away: Array = np.sign(rest) * np.maximum(np.abs(rest) - slack, np.float32(0.0))
+    return Deviation(value=value, expected=value - away, away=away, scale=_scale(away, base, floor))
 
 
-def _beyond(rest: Array, power: Array, degrees_per_kilowatt: float) -> Array:
-    """Take off what the power between two samples, which nobody saw, may have done."""
-    jumps = np.abs(np.diff(power, axis=1, prepend=power[:, :1])) / np.float32(1000.0)
-    recent = np.maximum(jumps, np.roll(jumps, 1, axis=1))
-    slack = np.float32(max(degrees_per_kilowatt, 0.0)) * recent
-    beyond: Array = np.sign(rest) * np.maximum(np.abs(rest) - slack, np.float32(0.0))
-    return beyond
+def _best_law(value: Array, memories: Array, known: Mask) -> tuple[Array, float]:
+    """Return what the best memory leaves unexplained, and its degrees per watt."""
+    truth = value[known]
+    laws = []
+    for memory in memories:
+        x = memory[known]
+        from_mean = x - x.mean()
+        gain = float(from_mean @ (truth - truth.mean()) / max(float(from_mean @ from_mean), 1.0))
+        rest = (value - truth.mean()) - np.float32(gain) * (memory - x.mean())
+        laws.append((float(np.abs(rest[known]).sum()), gain, rest))
+    _, gain, rest = min(laws, key=lambda law: law[0])
+    return rest, gain
 
 
-def _recent_power(power: Array) -> Array:
-    """Return (node, minute, feature): a constant and power smoothed over a few memories."""
+def _memories(power: Array) -> Array:
+    """Return power as coolers of several speeds remember it, (memory, node, minute), in watts."""
     lags = np.arange(_HEAT_LAGS)
-    kernels = np.stack([np.exp(-lags / memory) for memory in _HEAT_MEMORY_MINUTES], axis=1)
-    kernels = (kernels / kernels.sum(axis=0)).astype(np.float32)[::-1]
-    padded = np.concatenate([np.repeat(power[:, :1], _HEAT_LAGS - 1, axis=1), power], axis=1)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, _HEAT_LAGS, axis=1)
-    kilowatts = windows @ kernels / np.float32(1000.0)
-    return np.concatenate([np.ones((*power.shape, 1), dtype=np.float32), kilowatts], axis=2)
+    early = np.repeat(power[:, :1], _HEAT_LAGS - 1, axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.concatenate([early, power], axis=1), _HEAT_LAGS, axis=1
+    )
+    kernels = [np.exp(-lags / memory)[::-1] for memory in _HEAT_MEMORY_MINUTES]
+    smooth = [windows @ (kernel / kernel.sum()).astype(np.float32) for kernel in kernels]
+    late = [windows[:, :, _HEAT_LAGS - 1 - back] for back in range(3)]
+    return np.stack([*late, *smooth])
 
 
 def _filled(series: Array) -> Array:

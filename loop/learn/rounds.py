@@ -6,6 +6,7 @@ actor with a fresh critic and takes a fixed number of gradient steps; running it
 offsets gives the same bytes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,6 +19,8 @@ from gpuloop.schemas.messages import Decision, PolicyVersion, Reward
 from gpuloop.schemas.messages.learning import OffsetRange
 
 MAX_TRANSITIONS: Final = 100_000
+STEPS_AT_ONCE: Final = 50
+"""Gradient steps between two looks at whether to stop: well under a second."""
 
 
 class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,8 +91,12 @@ def train_round(
     seed: int,
     gradient_steps: int,
     created_wall_us: int,
-) -> tuple[PolicyVersion, bytes]:
+    given_up: Callable[[], bool] = lambda: False,
+) -> tuple[PolicyVersion, bytes] | None:
     """Train one version on what is there; the heavy imports happen here.
+
+    Returns None when `given_up` became true meanwhile: a round that is cut short is no round, and
+    the next start trains it again.
 
     Raises:
         ValueError: the parent has no actor, or there is less than a batch to learn from.
@@ -104,7 +111,10 @@ def train_round(
     trainer.start_from(parent_weights)
     transitions = experience.in_order()
     trainer.add(transitions)
-    trainer.update(gradient_steps)
+    for done in range(0, gradient_steps, STEPS_AT_ONCE):
+        if given_up():
+            return None
+        trainer.update(min(STEPS_AT_ONCE, gradient_steps - done))
     if trainer.updates == 0:
         raise ValueError(f"{len(transitions)} transitions are less than a batch")
     spec, weights = trainer.export()

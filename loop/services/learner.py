@@ -107,7 +107,7 @@ class Learner:
     def _train_if_due(self) -> None:
         if self._config.due(self._experience.total) <= self._rounds_done:
             return
-        version, weights = train_round(
+        trained = train_round(
             self._experience,
             self._parent,
             self._weights,
@@ -116,7 +116,11 @@ class Learner:
             seed=self._process.settings.seed,
             gradient_steps=self._config.gradient_steps,
             created_wall_us=wall_us(),
+            given_up=self._process.stop.is_set,
         )
+        if trained is None:
+            return
+        version, weights = trained
         registry.publish(self._broker, version, weights, self._key)
         self._rounds_done += 1
         log.info(

@@ -115,14 +115,14 @@ def records(ticks):
     return topics
 
 
-def trained(arrival):
+def trained(arrival, **options):
     experience = Experience()
     for record in arrival:
         experience.take(record)
     version, weights = parent()
     return train_round(
         experience, version, weights, fleet="f", version=1, seed=3, gradient_steps=5,
-        created_wall_us=0,
+        created_wall_us=0, **options,
     )  # fmt: skip
 
 
@@ -137,6 +137,11 @@ def test_a_round_depends_on_offsets_and_not_on_how_topics_interleaved():
         ("decisions", 0, 139),
         ("rewards", 0, 139),
     ]
+
+
+def test_a_round_that_is_given_up_makes_no_version():
+    topics = records(140)
+    assert trained(topics["decisions"] + topics["rewards"], given_up=lambda: True) is None
 
 
 def test_a_record_that_does_not_decode_is_refused_and_still_counted():

@@ -6,7 +6,7 @@ a late event finds it closed instead of opening it again. Block rows hold a job 
 was counted for together, because a table writes one row at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 from zlib import crc32
@@ -18,10 +18,12 @@ from gpuloop.schemas.component import Output, State
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import JobEvent, JobState, Partial, TenantEvent
 from gpuloop.schemas.messages.state import JobPhase, QueueState
-from gpuloop.schemas.units import MINUTE_US
+from gpuloop.schemas.units import INT64_MAX, MINUTE_US
 from gpuloop.streams.horizon import REMEMBER_US
 
 BLOCKS: Final = 64
+ENTRY_JOBS: Final = 4096
+"""Jobs that one entry of a queue tells of: the sum of their times fits 64 bits until 2041."""
 
 DropReason = Literal["duplicate", "late"]
 
@@ -261,14 +263,9 @@ def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Parti
             gpus_allocated=jobs.gpus_allocated,
             running_jobs=jobs.running_jobs,
             queues=tuple(
-                QueueState(
-                    job_class=job_class,
-                    jobs=len(queue.submitted_us),
-                    gpus=queue.gpus,
-                    oldest_submitted_us=min(queue.submitted_us.values()),
-                    submitted_sum_us=sum(queue.submitted_us.values()),
-                )
+                entry
                 for job_class, queue in sorted(jobs.waiting.items())
+                for entry in _queue_entries(job_class, queue)
             ),
             arrived_gpus=jobs.arrived_gpus,
             arrived_jobs=jobs.arrived_jobs,
@@ -276,6 +273,20 @@ def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Parti
         for pool, jobs in sorted(shard.pools.items())
         if jobs.running_jobs or jobs.waiting or jobs.arrived_jobs
     ]
+
+
+def _queue_entries(job_class: str, queue: Waiting) -> Iterator[QueueState]:
+    """Yield the queue, in as many entries as its sum of times needs; readers add entries up."""
+    times = sorted(queue.submitted_us.values())
+    for first in range(0, len(times), ENTRY_JOBS):
+        part = times[first : first + ENTRY_JOBS]
+        yield QueueState(
+            job_class=job_class,
+            jobs=len(part),
+            gpus=0 if first else queue.gpus,
+            oldest_submitted_us=part[0],
+            submitted_sum_us=min(sum(part), INT64_MAX),
+        )
 
 
 def row_key(partition: int, number: int) -> bytes:

@@ -14,6 +14,7 @@ from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import Partial, PoolState, ResourceSample, ServiceSample
 from gpuloop.schemas.messages.internal import Capacity, FeatureSum
 from gpuloop.schemas.messages.state import Feature, QueueState, ServiceState
+from gpuloop.schemas.units import INT64_MAX
 from gpuloop.streams.frames import FEATURES
 from gpuloop.streams.horizon import REMEMBER_US
 from gpuloop.streams.jobs import DropReason
@@ -305,20 +306,31 @@ def _feature(
 
 
 def _queues(partials: Sequence[Partial]) -> tuple[QueueState, ...]:
-    """Return the queues by class; past `MAX_QUEUES` the last names share one queue."""
+    """Return the queues by class; past `MAX_QUEUES` the last names share one queue.
+
+    A class whose sum of times does not fit 64 bits has several entries, which readers add up.
+    """
     classes = sorted({queue.job_class for p in partials for queue in p.queues})
     kept = set(classes if len(classes) <= MAX_QUEUES else classes[: MAX_QUEUES - 1])
     found: dict[str, list[QueueState]] = {}
     for queue in (queue for p in partials for queue in p.queues):
         name = queue.job_class if queue.job_class in kept else OTHER_CLASSES
-        found.setdefault(name, []).append(queue)
-    return tuple(
-        QueueState(
-            job_class=name,
-            jobs=sum(q.jobs for q in found[name]),
-            gpus=sum(q.gpus for q in found[name]),
-            oldest_submitted_us=min(q.oldest_submitted_us for q in found[name]),
-            submitted_sum_us=sum(q.submitted_sum_us for q in found[name]),
-        )
-        for name in sorted(found)
+        entries = found.setdefault(name, [])
+        if entries and entries[-1].submitted_sum_us + queue.submitted_sum_us <= INT64_MAX:
+            entries[-1] = _together(name, entries[-1:] + [queue])
+        else:
+            entries.append(_together(name, [queue]))
+    told = [entry for name in sorted(found) for entry in found[name]]
+    if len(told) > MAX_QUEUES:
+        told[MAX_QUEUES - 1 :] = [_together(OTHER_CLASSES, told[MAX_QUEUES - 1 :])]
+    return tuple(told)
+
+
+def _together(name: str, queues: Sequence[QueueState]) -> QueueState:
+    return QueueState(
+        job_class=name,
+        jobs=sum(q.jobs for q in queues),
+        gpus=sum(q.gpus for q in queues),
+        oldest_submitted_us=min(q.oldest_submitted_us for q in queues),
+        submitted_sum_us=min(sum(q.submitted_sum_us for q in queues), INT64_MAX),
     )

@@ -3,11 +3,19 @@
 import msgspec
 
 from gpuloop.schemas.component import Output
-from gpuloop.schemas.messages import Partial, PoolState, ResourceSample, ServiceSample
+from gpuloop.schemas.messages import (
+    JobEvent,
+    Partial,
+    PoolState,
+    ResourceSample,
+    ServiceSample,
+)
 from gpuloop.schemas.messages.internal import Capacity, FeatureSum
 from gpuloop.schemas.messages.state import QueueState
 from gpuloop.schemas.messages.telemetry import Tranche
-from gpuloop.streams import pools
+from gpuloop.schemas.units import INT64_MAX
+from gpuloop.streams import jobs, pools
+from gpuloop.streams.jobs import JobShard
 from gpuloop.streams.pools import PoolBook
 
 MINUTE = 60_000_000
@@ -81,6 +89,44 @@ def test_queues_past_the_limit_share_one() -> None:
     assert sum(queue.jobs for queue in queues) == 100
     assert queues[-1].job_class == "other"
     assert queues[-1].oldest_submitted_us == 63
+
+
+def test_a_long_queue_can_still_be_read_and_its_waiting_is_exact() -> None:
+    now, shards = 1_760_000_000_000_000, [JobShard(), JobShard()]
+    for number in range(9_000):
+        submitted = JobEvent(
+            fleet="local",
+            job=f"j{number}",
+            kind="submitted",
+            pool="h100",
+            tenant="t1",
+            job_class="train",
+            event_time_us=now - number,
+            boot=1,
+            seq=number,
+            gpus=8,
+        )
+        jobs.absorb(shards[number % 2], submitted, f"id-{number}")
+    told = [p for n, shard in enumerate(shards) for p in jobs.partials(shard, "f", f"jobs/{n}", T)]
+    read = [msgspec.msgpack.decode(msgspec.msgpack.encode(one), type=Partial) for one in told]
+    state = msgspec.json.decode(msgspec.json.encode(merged(*read)), type=PoolState)
+    assert sum(queue.jobs for queue in state.queues) == 9_000
+    assert sum(queue.gpus for queue in state.queues) == 72_000
+    waited = sum(queue.jobs * now - queue.submitted_sum_us for queue in state.queues)
+    assert waited == sum(range(9_000))
+
+
+def test_times_that_fit_no_entry_do_not_make_a_state_unreadable() -> None:
+    queue = QueueState(
+        job_class="c",
+        jobs=1,
+        gpus=1,
+        oldest_submitted_us=INT64_MAX,
+        submitted_sum_us=INT64_MAX,
+    )
+    state = merged(partial("jobs/0", queues=(queue,) * 100))
+    read = msgspec.json.decode(msgspec.json.encode(state), type=PoolState)
+    assert sum(entry.jobs for entry in read.queues) == 100
 
 
 def receive(book: PoolBook, *partials: Partial) -> list[tuple[int, int, float | None]]:

@@ -20,6 +20,7 @@ MAX_OFFER: Final = 10**10
 """USD micros per GPU-hour."""
 MAX_ENERGY_RATE: Final = 10**17
 """Milliwatts x USD micros per kWh: a gigawatt at ten cents."""
+MAX_WATTS: Final = 10**12
 
 
 class _Step(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
@@ -148,6 +149,8 @@ def _capacity_step(sample: ResourceSample) -> CapacityStep | None:
         (tranche.billing, tranche.nodes_ready, tranche.usd_micros_per_node_hour)
         for tranche in sample.tranches
     )
+    if sample.power_watts > MAX_WATTS:
+        return None  # Its milliwatts may be infinite, which no integer is.
     energy_rate = round(sample.power_watts * 1000) * sample.energy_usd_micros_per_kwh
     dear = any(nodes > MAX_NODES or nodes * price > MAX_RATE for _, nodes, price in tranches)
     if dear or sample.gpus_per_node > MAX_GPUS_PER_NODE or energy_rate > MAX_ENERGY_RATE:

@@ -234,9 +234,10 @@ def test_impossible_numbers_are_counted_and_leave_a_state_that_can_be_saved() ->
     books.capacity(0, Tranche(billing="spot", nodes_ready=INT64_MAX, usd_micros_per_node_hour=1))
     books.capacity(0, Tranche(billing="spot", nodes_ready=10**6, usd_micros_per_node_hour=10**10))
     books.capacity(0, power_watts=1e300, energy_usd_micros_per_kwh=1)
+    books.capacity(0, power_watts=1.7e308, energy_usd_micros_per_kwh=1)
     books.offer(0, 1e12)
     assert books.until(60) == {"revenue": 12.0}
-    assert books.ledger.counts.implausible == 6
+    assert books.ledger.counts.implausible == 7
     assert load(Ledger, save(books.ledger)) == books.ledger
 
 

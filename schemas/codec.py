@@ -195,10 +195,18 @@ def _reason_of(error: str) -> DeadLetterReason:
 
 
 DEAD_LETTER_CHUNK_BYTES: Final = 512 * 1024
+DEAD_LETTER_KEY_BYTES: Final = 20_000
+DEAD_LETTER_HEADER_BYTES: Final = 20_000
+DEAD_LETTER_HEADERS: Final = 64
 
 
 def dead_letters(record: Record, error: BadInput, *, stage: str, fleet: str) -> list[DeadLetter]:
-    """Return the dead letters that hold a refused record whole, in chunks of at most 512 KiB."""
+    """Return the dead letters that hold a refused record, its value in chunks of at most 512 KiB.
+
+    A key or headers too long for a record of ours to repeat are there as `sha256:` and a digest:
+    what cannot be written would stop whoever refuses it, at every start again.
+    """
+    key, headers = _kept_key(record.key or b""), _kept_headers(record.headers)
     value = record.value or b""
     size = DEAD_LETTER_CHUNK_BYTES
     parts = [value[i : i + size] for i in range(0, len(value), size)] or [b""]
@@ -212,8 +220,8 @@ def dead_letters(record: Record, error: BadInput, *, stage: str, fleet: str) -> 
             timestamp_ms=max(record.timestamp_ms, 0),
             reason=error.reason,
             detail=error.detail[:4000],
-            key=b64encode(record.key or b"").decode(),
-            headers=tuple((k, b64encode(v or b"").decode()) for k, v in record.headers[:64]),
+            key=key,
+            headers=headers,
             value=b64encode(part).decode(),
             value_sha256=hashlib.sha256(value).hexdigest(),
             chunk=index,
@@ -221,3 +229,17 @@ def dead_letters(record: Record, error: BadInput, *, stage: str, fleet: str) -> 
         )
         for index, part in enumerate(parts)
     ]
+
+
+def _kept_key(key: bytes) -> str:
+    if len(key) > DEAD_LETTER_KEY_BYTES:
+        return f"sha256:{hashlib.sha256(key).hexdigest()}"
+    return b64encode(key).decode()
+
+
+def _kept_headers(headers: Headers) -> tuple[tuple[str, str], ...]:
+    size = sum(len(name.encode()) + len(value) for name, value in headers)
+    if len(headers) <= DEAD_LETTER_HEADERS and size <= DEAD_LETTER_HEADER_BYTES:
+        return tuple((name, b64encode(value).decode()) for name, value in headers)
+    digest = hashlib.sha256(msgspec.msgpack.encode(headers)).hexdigest()
+    return (("", f"sha256:{digest}"),)

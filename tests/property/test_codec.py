@@ -1,5 +1,6 @@
 """The codec: what is encoded decodes to itself, and nothing else gets in or blows up."""
 
+import dataclasses
 import hashlib
 from base64 import b64decode
 from typing import get_args
@@ -194,6 +195,27 @@ def test_a_refused_record_is_kept_whole_in_chunks():
     assert {letter.value_sha256 for letter in letters} == {hashlib.sha256(value).hexdigest()}
     assert all(len(msgspec.json.encode(letter)) < MAX_VALUE_BYTES for letter in letters)
     assert letters[0].reason == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("key", "headers"),
+    [
+        (b"k" * 700_000, ()),
+        (b"k", (("h", b"v" * 500_000),)),
+        (b"k", (("\x01" * 300_000, b"v"),)),
+        (b"k", tuple((f"h{n}", b"v") for n in range(65))),
+    ],
+)
+def test_a_dead_letter_can_be_written_whatever_stood_around_the_value(key, headers):
+    bad = dataclasses.replace(record(b"{" * 500_000), key=key, headers=headers)
+    with pytest.raises(BadInput) as refused:
+        decode(bad)
+    [letter] = dead_letters(bad, refused.value, stage="framer", fleet="f")
+    encoded = encode("deadletters", bad.topic, letter, event_id="e", source="s")
+    assert len(encoded.value) < MAX_VALUE_BYTES
+    assert decode(stored(encoded)) == letter
+    told = letter.key + "".join(value for _, value in letter.headers)
+    assert "sha256:" in told
 
 
 AT = 1_508_112_000_123_457

@@ -5,16 +5,18 @@ released. Outcomes give back budgets that were not used and count towards the br
 """
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Final
 
 import msgspec
 
 from gpuloop.loop.decide.governance import Governance, is_frozen, mode_of, obstacle
 from gpuloop.loop.decide.memory import PoolMemory
+from gpuloop.loop.decide.observation import freshness
 from gpuloop.loop.decide.release import Desk, Waiting, close, release_waiting
 from gpuloop.schemas.component import Context, Output
-from gpuloop.schemas.messages import Approval, JobState, Outcome
-from gpuloop.schemas.messages.actions import ScaleTo
+from gpuloop.schemas.messages import Approval, JobState, Outcome, PoolState
+from gpuloop.schemas.messages.actions import DesiredState, ScaleTo
 from gpuloop.schemas.units import MINUTE_US
 
 BREAKER_FAILURES: Final = 5
@@ -93,7 +95,17 @@ def _still_holds(
         return job is not None and job.generation == command.generation
     if any(flight.actuator == command.actuator for flight in memory.flights.values()):
         return False
+    if one.change.stopped and not _may_shrink(command.to, memory.latest, ctx.now_us):
+        return False
     return memory.latest.generations.get(command.actuator, 0) == command.generation
+
+
+def _may_shrink(to: DesiredState, pool: PoolState, now_us: int) -> bool:
+    """Return whether what is known now still lets nodes go: a yes is no fresh observation."""
+    if not isinstance(to, ScaleTo) or not all(freshness(pool, now_us)):
+        return False
+    needed = ceil(pool.gpus_allocated / max(1, pool.gpus_per_node))
+    return to.on_demand_nodes + to.spot_nodes >= needed
 
 
 def on_outcome(pools: Mapping[str, PoolMemory], outcome: Outcome) -> None:

@@ -181,9 +181,7 @@ def _read(memory: PoolMemory, around: Surroundings, now_us: int) -> Row:
         budget=_limit(objectives.usd_micros_per_hour_max),
         utilisation_target=objectives.utilisation_target or UTILISATION_TARGET,
         fresh=(
-            capacity_age <= CAPACITY_AGE_MAX_US,
-            age <= DEMAND_AGE_MAX_US,
-            pool.shards_reported >= pool.shards_expected and pool.nodes_heard * 2 >= sum(ready),
+            *freshness(pool, now_us),
             market_offer is not None
             and market_offer.fetched_at_us + market_offer.valid_for_us >= now_us,
         ),
@@ -193,6 +191,17 @@ def _read(memory: PoolMemory, around: Surroundings, now_us: int) -> Row:
     ages = Ages(now_us=now_us, demand_us=age, capacity_us=capacity_age, forecast_us=forecast_age)
     pool_features(row, memory, offers, ages, wait_target_us)
     return row
+
+
+def freshness(pool: PoolState, now_us: int) -> tuple[bool, bool, bool]:
+    """Return whether a pool's capacity, demand and telemetry are fresh enough to act on."""
+    age = max(0, now_us - pool.tick_us)
+    ready = sum(tranche.nodes_ready for tranche in pool.tranches)
+    return (
+        pool.capacity_age_us + age <= CAPACITY_AGE_MAX_US,
+        age <= DEMAND_AGE_MAX_US,
+        pool.shards_reported >= pool.shards_expected and pool.nodes_heard * 2 >= ready,
+    )
 
 
 def anchor_price(memory: PoolMemory, offers: Mapping[tuple[str, Billing], Offer]) -> None:

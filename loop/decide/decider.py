@@ -52,6 +52,9 @@ from gpuloop.schemas.units import MINUTE_US, TimeUs
 SILENT_US: Final = 10 * MINUTE_US
 """A pool not heard of for this long is no longer waited for; it is still decided for, and held."""
 
+AHEAD_US: Final = 5 * MINUTE_US
+"""A state dated this far after now is of another world or a broken clock: it would stay fresh."""
+
 
 class Decider:
     """One decision per pool and tick. `owner` names this decider in its claims on the fleet."""
@@ -147,6 +150,9 @@ class Decider:
         return []
 
     def _pool(self, state: DeciderState, pool: PoolState, ctx: Context) -> list[Output]:
+        if pool.tick_us > ctx.now_us + AHEAD_US:
+            drop(state, "pools from the future")
+            return []
         if not know_pool(state, pool) or state.decided_us == 0:
             return []  # The first decision waits for a tick, so that it sees every pool.
         tick_us = pool.tick_us // CONTROL_TICK_US * CONTROL_TICK_US

@@ -200,6 +200,7 @@ def _drafts(
 def _moves(
     state: DeciderState, origin: Origin, mode: Mode, most: int, ctx: Context
 ) -> list[Command]:
+    """Return moves of at most `most` jobs, those included that wait for a person's yes."""
     nodes = {name: one for name, one in state.suspects.nodes.items() if one.pool == origin.pool}
     avoid = tuple(sorted(nodes))
     jobs = [
@@ -207,6 +208,13 @@ def _moves(
         for job in movable_jobs(state, origin.pool)
         if not is_frozen(state.governance, (job.job,), ctx.now_us)
     ]
+    asked = {
+        one.command.target
+        for one in state.desk.waiting.values()
+        if one.command.actuator == "migration" and one.command.pool == origin.pool
+    }
+    waiting = [job for job in jobs if job.job in asked]
+    others = [job for job in jobs if job.job not in asked]
     return [
         commands.migrate(
             origin,
@@ -215,7 +223,7 @@ def _moves(
             mode=mode,
             reason="; ".join(nodes[node].reason for node in avoid if node in job.nodes),
         )
-        for job in jobs[:most]
+        for job in [*waiting, *others[: max(0, most - len(asked))]][:most]
     ]
 
 

@@ -54,6 +54,8 @@ class Flight(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     until_us: int
     grows: tuple[Billing, ...] = ()
+    usd_micros_per_hour: int = 0
+    """What it adds to the running cost; below 0 what it saves."""
     generation: int | None = None
 
 

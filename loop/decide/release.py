@@ -152,6 +152,7 @@ def send(desk: Desk, memory: PoolMemory, command: Command, change: Change) -> No
         target=command.target,
         until_us=command.expires_at_us + TELEMETRY_LAG_US,
         grows=_growing(command),
+        usd_micros_per_hour=command.usd_micros_per_hour,
     )
     if command.actuator == "migration":
         desk.moved[command.target] = command.issued_at_us
@@ -311,8 +312,15 @@ def close(desk: Desk, one: Waiting, state: Ending, ctx: Context) -> Output:
 def release_waiting(
     desk: Desk, memory: PoolMemory, one: Waiting, by: str, ctx: Context
 ) -> list[Output]:
-    """Send an approved command: first the record that it was approved, then the command."""
-    closed = close(desk, one, "approved", ctx)
+    """Send an approved command: first the record that it was approved, then the command.
+
+    It takes its leases only now, so what was promised to something else meanwhile stays with that.
+    """
     command = release(one.command, now_us=ctx.now_us, by=by)
+    granted, leases = _grant([draft(command)], desk.leases, ctx.now_us, Settled())
+    if not granted:
+        return [close(desk, one, "stale", ctx)]
+    desk.leases = leases
+    closed = close(desk, one, "approved", ctx)
     send(desk, memory, command, one.change)
     return [closed, command_output(command, ctx)]

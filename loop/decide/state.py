@@ -33,7 +33,7 @@ class DeciderState(State):
     forecasts: dict[str, Forecast] = {}
     decided_us: int = 0
     dropped: dict[str, int] = {}
-    """What found no room, by kind."""
+    """What found no room or was no use, by kind."""
 
 
 def know_pool(state: DeciderState, pool: PoolState) -> bool:
@@ -69,7 +69,7 @@ def know_offer(state: DeciderState, offer: Offer) -> None:
 
 
 def drop(state: DeciderState, kind: str) -> None:
-    """Count something that found no room."""
+    """Count something that found no room or is no use."""
     state.dropped[kind] = state.dropped.get(kind, 0) + 1
 
 
@@ -91,8 +91,21 @@ def surroundings(state: DeciderState, now_us: int) -> Surroundings:
         forecasts=state.forecasts,
         offers=best_offers(state, now_us),
         objectives={name: objectives_of(state.governance, name) for name in state.pools},
-        fleet_budget_usd=np.inf if budget is None else budget / USD_MICROS,
+        fleet_budget_usd=np.inf if budget is None else (budget - _promised(state)) / USD_MICROS,
         jobs_at_risk={name: len(movable_jobs(state, name)) for name in state.pools},
+    )
+
+
+def _promised(state: DeciderState) -> int:
+    """Return USD micros per hour of growth that was sent and does not count as present yet.
+
+    A saving counts once it is there.
+    """
+    return sum(
+        max(0, flight.usd_micros_per_hour)
+        for memory in state.pools.values()
+        for flight in memory.flights.values()
+        if flight.generation is None
     )
 
 

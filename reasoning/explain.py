@@ -75,7 +75,7 @@ def rule_limits(batch: PoolBatch, row: int, config: RuleConfig) -> str:
     if present > grow:
         peak = batch.gpus_demanded_peak[row]
         return f"not less: demand was {peak:.0f} GPUs a moment ago or is forecast to come back"
-    return f"not more: {present:.0f} nodes meet the demand within {target}"
+    return f"not more: {max(present, grow):.0f} nodes meet the demand within {target}"
 
 
 def _largest(effects: dict[str, float]) -> tuple[Influence, ...]:

@@ -55,7 +55,7 @@ def main() -> int:
     """Run the command line; return the exit status."""
     try:
         app()
-    except (StackError, SettingsError, BrokerError, msgspec.ValidationError) as error:
+    except (StackError, SettingsError, BrokerError, msgspec.ValidationError, OSError) as error:
         print(f"gpuloop: {error}", file=sys.stderr)
         return 1
     return 0

@@ -117,6 +117,17 @@ def test_misspelt_setting_is_refused_in_one_line(
     assert "GPULOOP_SPED" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["gpuloop", "up", "--state-dir", str(tmp_path / "file" / "x")])
+    assert main() == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "Not a directory" in said
+
+
 def test_unknown_service_is_refused_before_anything_starts(
     run: CliRunner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -82,8 +83,8 @@ _REFUSED: Final = Answer(status=404, content_type="text/plain", body=b"/health o
 class HealthServer:
     """Serves one process's health and metrics, and routes of its own, from daemon threads.
 
-    Routes answer JSON from this machine only: no web page can send that without being asked first,
-    and nothing else can reach the loopback address.
+    Routes answer JSON from this machine only, and only under a name of it: no web page can send
+    JSON without being asked first, and one whose own name was pointed here is known by that name.
     """
 
     def __init__(
@@ -106,6 +107,15 @@ class HealthServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _is_loopback(host: str) -> bool:
+    """Say whether a `Host` header, with or without a port, names this machine to itself."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _handler(health: Health, routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
@@ -131,8 +141,11 @@ def _handler(health: Health, routes: Mapping[str, Route]) -> type[BaseHTTPReques
             allowed = (
                 route is not None
                 and ip_address(self.client_address[0]).is_loopback
+                and _is_loopback(self.headers.get("Host", ""))
                 and self.headers.get_content_type() == "application/json"
-                and length.isdigit()
+                and length.isascii()
+                and length.isdecimal()
+                and len(length) <= len(str(MAX_BODY_BYTES))
                 and int(length) <= MAX_BODY_BYTES
             )
             if route is None or not allowed:

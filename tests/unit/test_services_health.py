@@ -1,6 +1,7 @@
 """What a process answers over HTTP, and to whom."""
 
 import json
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -69,7 +70,36 @@ def test_a_route_answers_json_only(served: tuple[Health, str]) -> None:
     assert ask(f"{url}/shout", b'"a"') == (200, b'"A"')
     assert ask(f"{url}/shout", b'"a"', kind="text/plain")[0] == 404
     assert ask(f"{url}/other", b'"a"')[0] == 404
-    assert ask(f"{url}/shout", b" " * 1_000_001)[0] == 404
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "10.0.0.1", "[bad", ""])
+def test_a_route_answers_only_under_a_name_of_this_machine(
+    served: tuple[Health, str], host: str
+) -> None:
+    _, url = served
+    port = url.rpartition(":")[2]
+    for own in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"):
+        assert post(url, {"Host": own, "Content-Length": "3"}).startswith(b"HTTP/1.0 200")
+    assert post(url, {"Host": host, "Content-Length": "3"}).startswith(b"HTTP/1.0 404")
+
+
+@pytest.mark.parametrize("length", ["\xb2", "9" * 5000, "1000001", "-1", ""])
+def test_a_length_that_is_none_is_refused(served: tuple[Health, str], length: str) -> None:
+    _, url = served
+    port = url.rpartition(":")[2]
+    answer = post(url, {"Host": f"localhost:{port}", "Content-Length": length})
+    assert answer.startswith(b"HTTP/1.0 404")
+
+
+def post(url: str, headers: dict[str, str]) -> bytes:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    lines = ["POST /shout HTTP/1.0", "Content-Type: application/json"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall("\r\n".join([*lines, "", '"a"']).encode("latin-1"))
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as answer:
+            return answer.read()
 
 
 def test_the_port_is_free_again_after_a_service() -> None:

@@ -71,8 +71,9 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def identical(self) -> bool:
-        """Return whether everything recomputed is what was recorded."""
-        return self.cuts_disagreeing == 0 and self.different == 0 and self.absent == 0
+        """Return whether something was recomputed, and all of it is what was recorded."""
+        agreeing = self.cuts > 0 and self.cuts_disagreeing == 0
+        return agreeing and self.different == 0 and self.absent == 0
 
 
 def replay(recording: Recording, component: Component[S]) -> ReplayReport:

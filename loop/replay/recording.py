@@ -6,6 +6,7 @@ The manifest is written last: a folder without one is not a recording.
 
 import gzip
 import hashlib
+import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,7 +150,7 @@ class Recording:
                     digest.update(line)
                     count += 1
                     yield decode_line(line, part)
-        except (OSError, EOFError, msgspec.DecodeError) as error:
+        except (OSError, EOFError, ValueError, msgspec.DecodeError, zlib.error) as error:
             raise RecordingError(f"{found.file}: {error}") from None
         if count != found.records or digest.hexdigest() != found.sha256:
             raise RecordingError(f"{found.file} is not what was recorded")

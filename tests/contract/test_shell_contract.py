@@ -51,6 +51,15 @@ def test_another_seed_says_something_else() -> None:
     assert [(m.id, m.message) for m in outputs] != simulated([(0, [fault_output(0)])])
 
 
+def test_a_recording_without_cuts_proves_nothing(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    play(broker, [])
+    record(broker, tmp_path / "r", fleet=FLEET, settings={"seed": str(SEED)})
+    report = replay(Recording(tmp_path / "r"), Echo())
+    assert report.cuts == 0
+    assert not report.identical
+
+
 def test_a_replay_under_changed_code_names_the_first_difference(tmp_path: Path) -> None:
     broker = MemoryBroker()
     play(broker, STORY)

@@ -84,7 +84,7 @@ def test_an_unfinished_recording_is_refused(tmp_path: Path) -> None:
         Recording(tmp_path / "r")
 
 
-@pytest.mark.parametrize("damage", ["changed", "shortened", "torn", "gone"])
+@pytest.mark.parametrize("damage", ["changed", "shortened", "torn", "flipped", "gone"])
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     recording = written(tmp_path / "r")
     path = tmp_path / "r" / recording.files[PART].file
@@ -97,6 +97,10 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
             path.write_bytes(gzip.compress(b"".join(lines[:-1])))
         case "torn":
             path.write_bytes(path.read_bytes()[:-20])
+        case "flipped":
+            data = bytearray(path.read_bytes())
+            data[40:60] = bytes(255 - byte for byte in data[40:60])
+            path.write_bytes(data)
         case _:
             path.unlink()
     with pytest.raises(RecordingError):

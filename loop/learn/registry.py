@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gpuloop.loop.evaluate.keys import sign_policy
+from gpuloop.loop.evaluate.keys import policy_signature_ok, sign_policy
 from gpuloop.loop.shells.broker import Broker, read_between
 from gpuloop.schemas.codec import BadInput, Record, decode, encode, encode_binary
 from gpuloop.schemas.identity import derived_event_id
@@ -111,14 +111,20 @@ def read_all(broker: Broker, topic: str) -> Iterator[Record]:
 
 
 def published(broker: Broker) -> list[PolicyVersion]:
-    """Return every version on the topic, oldest first; what does not decode is passed over."""
+    """Return every version on the topic that its own key signed, oldest first.
+
+    What does not decode, and what only claims a key, is passed over: a version that nobody signed
+    could otherwise be the last of somebody's rounds.
+    """
     found: dict[str, PolicyVersion] = {}
     for record in read_all(broker, "policies"):
         try:
             message = decode(record)
         except BadInput:
             continue
-        if isinstance(message, PolicyVersion):
+        if isinstance(message, PolicyVersion) and policy_signature_ok(
+            message, {message.public_key}
+        ):
             found[message.policy_id] = message
     return sorted(found.values(), key=lambda v: (v.version, v.policy_id))
 

@@ -172,6 +172,16 @@ def test_a_published_version_is_found_with_its_signature_and_weights(tmp_path):
     assert not policy_signature_ok(forged, [public_hex(key)])
 
 
+def test_a_version_that_only_claims_a_key_is_not_found(tmp_path):
+    broker = MemoryBroker()
+    key = load_or_create(tmp_path / "key.pem")
+    version, weights = parent()
+    signed = registry.publish(broker, version, weights, key)
+    forged = msgspec.structs.replace(signed, policy_id="sac-9-forged", version=2**40)
+    broker.produce([encode("policies", forged.policy_id, forged, event_id="e", source="s")])
+    assert registry.published(broker) == [signed]
+
+
 def test_a_stored_policy_is_read_back_and_a_changed_one_refused(tmp_path, monkeypatch):
     version, weights = parent()
     registry.store(tmp_path, version, weights)

@@ -150,7 +150,7 @@ class Recording:
                     digest.update(line)
                     count += 1
                     yield decode_line(line, part)
-        except (OSError, EOFError, ValueError, msgspec.DecodeError, zlib.error) as error:
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise RecordingError(f"{found.file}: {error}") from None
         if count != found.records or digest.hexdigest() != found.sha256:
             raise RecordingError(f"{found.file} is not what was recorded")

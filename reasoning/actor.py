@@ -62,14 +62,14 @@ class Actor:
             raise BadActor(f"unexpected tensors {sorted(tensors)[:4]}")
         return cls(tuple(layers), *_statistics(normaliser, spec.observation_size))
 
-    def __call__(self, observations: Floats) -> Weights:
+    def __call__(self, observations: Floats, decimals: int | None = ACTION_DECIMALS) -> Weights:
         """Return actions (n, k) in [-1, 1], float32, for observations (n, d)."""
         hidden = np.clip(self.deviation(observations), -self.clip, self.clip).astype(np.float32)
         for weight, bias in self.layers[:-1]:
             hidden = np.maximum(hidden @ weight + bias, 0.0)
         weight, bias = self.layers[-1]
-        action: Weights = np.round(np.tanh(hidden @ weight + bias), ACTION_DECIMALS)
-        return action
+        action: Weights = np.tanh(hidden @ weight + bias)
+        return action if decimals is None else np.round(action, decimals)
 
     def deviation(self, observations: Floats) -> Floats:
         """Return observations in units of their training spread."""

@@ -117,9 +117,7 @@ def offer(billing: str = "on_demand", usd: float = 3.6, at_us: int = START_US) -
 def received(topic: str, message: Message | None, key: str = "k", **changes: Any) -> Received:
     """Return a message as it arrives; its id follows from its content."""
     identity = sha256_of(topic, key, repr(message))
-    base = Received(
-        topic=topic, partition=0, offset=0, key=key, id=identity, message=message
-    )
+    base = Received(topic=topic, partition=0, offset=0, key=key, id=identity, message=message)
     return dataclasses.replace(base, **changes)
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from builders import batch
 
+from builders import batch
 from gpuloop.reasoning.rule import RuleConfig, rule_action, spot_ideal_share
 from gpuloop.schemas.policy import MIGRATION, ON_DEMAND, PRICE, SPOT
 from gpuloop.schemas.units import MINUTE_US

@@ -42,6 +42,8 @@ SERVICE_PENALTY_USD_MICROS: Final = 2_000_000
 
 MAX_JOBS: Final = 20_000
 MAX_WAITING_STEPS: Final = 50_000
+ENDED_US: Final = HOUR_US
+"""How long a job that ended is remembered, so that late news does not start it again."""
 MAX_POOLS: Final = 1_000
 MAX_MARKETS: Final = 256
 MAX_SELLERS: Final = 64
@@ -102,6 +104,7 @@ class Ledger(State):
     heard_us: int = 0
     books: dict[str, Book] = {}
     jobs: dict[str, Job] = {}
+    ended: dict[str, int] = {}
     prices: dict[str, dict[str, tuple[int, int]]] = {}
     waiting: list[Step] = []
     duplicates: Duplicates = msgspec.field(default_factory=Duplicates)
@@ -178,10 +181,14 @@ class Ledger(State):
                 self.counts.overtaken += 1
                 return
             job.last_us = step.at_us
+        elif step.at_us < self.ended.get(step.subject, 0):
+            self.counts.overtaken += 1
+            return
         if step.event in _ENDS:
             if job is not None:
                 self._leave(job, step.at_us)
                 del self.jobs[step.subject]
+            self._remember_end(step)
             return
         running = step.event not in _QUEUES and (step.event != "migrated" or step.placed)
         if job is not None:
@@ -199,6 +206,14 @@ class Ledger(State):
         else:
             overdue_us = step.at_us + WAITING_GRACE_US
             self._plan(OverdueStep(overdue_us, 0, 0, step.subject, since_us=step.at_us))
+
+    def _remember_end(self, step: JobStep) -> None:
+        self.ended[step.subject] = max(step.at_us, self.ended.pop(step.subject, 0))
+        while self.ended:
+            oldest = next(iter(self.ended))
+            if len(self.ended) <= MAX_JOBS and self.ended[oldest] >= self.now_us - ENDED_US:
+                break
+            del self.ended[oldest]
 
     def _leave(self, job: Job, at_us: int) -> None:
         """Stop what a job earns or costs where it is."""

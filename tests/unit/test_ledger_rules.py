@@ -241,6 +241,25 @@ def test_impossible_numbers_are_counted_and_leave_a_state_that_can_be_saved() ->
     assert load(Ledger, save(books.ledger)) == books.ledger
 
 
+@pytest.mark.parametrize("late", ["submitted", "started", "progress", "migrated"])
+def test_late_news_does_not_start_a_job_that_has_ended(late: str) -> None:
+    books = Books().job("submitted", 0).job("started", 0).job("finished", 30)
+    assert books.until(40)["revenue"] == 6.0
+    books.job(late, 20)
+    assert books.ledger.jobs == {}
+    assert books.ledger.counts.overtaken == 1
+    assert books.until(100) == {}
+
+
+def test_a_job_may_begin_again_when_it_failed_and_ends_are_forgotten() -> None:
+    books = Books().job("started", 0).job("failed", 10).job("started", 10)
+    books.until(11)
+    assert list(books.ledger.jobs) == ["j"]
+    books.job("finished", 20).job("started", 200, job="k").job("finished", 201, job="k")
+    books.until(300)
+    assert list(books.ledger.ended) == ["k"]
+
+
 def test_capacity_priced_by_an_offer_stays_plausible() -> None:
     books = Books().capacity(0, spot(10**6), gpus_per_node=64).offer(0, 1e4)
     books.capacity(1, spot(10**6), gpus_per_node=10**9)

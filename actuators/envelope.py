@@ -188,7 +188,8 @@ def _pass(
     action = _delta(action, batch, notes)
     action = _hysteresis(action, batch, state, config, notes)
     action = _disruption(action, batch, state, config, notes)
-    return _projection(action, batch, notes)
+    action = _projection(action, batch, notes)
+    return _exchange(action, wish, batch, notes)
 
 
 def _freshness(wish: Floats, batch: PoolBatch, notes: _Notes) -> Floats:
@@ -284,6 +285,9 @@ def _projection(wish: Floats, batch: PoolBatch, notes: _Notes) -> Floats:
     growth = _ration(growth, space, first=SPOT)
     spend = (kept * cost).sum(axis=1)
     growth = _afford(growth, cost, np.maximum(0.0, batch.budget - spend))
+    # What an exchange saves is no other pool's to spend: it may yet be called off.
+    exchanges = (wish[:, NODES] > present).any(axis=1) & (kept < present).any(axis=1)
+    spend = np.where(exchanges, (present * cost).sum(axis=1), spend)
     fleets = np.bincount(batch.fleet, weights=spend)
     asked = np.bincount(batch.fleet, weights=(growth * cost).sum(axis=1))[batch.fleet]
     room = np.maximum(0.0, batch.fleet_budget - fleets[batch.fleet])
@@ -293,6 +297,23 @@ def _projection(wish: Floats, batch: PoolBatch, notes: _Notes) -> Floats:
     after = wish.copy()
     after[:, NODES] = kept + growth
     return notes.add("projection", wish, after, "the pool's ceiling or a budget")
+
+
+def _exchange(action: Floats, wish: Floats, batch: PoolBatch, notes: _Notes) -> Floats:
+    """Call off an exchange of one billing for the other of which only the giving up is left.
+
+    Growth that a guard cut, for an unknown price, say, must not leave fewer nodes than were asked
+    for, nor none at all. What the wish as a whole gives up may still go.
+    """
+    present, after = batch.present[:, NODES], action[:, NODES]
+    total, left = present.sum(axis=1), after.sum(axis=1)
+    asked = np.minimum(np.maximum(wish[:, NODES], 0.0).sum(axis=1), total)
+    half = (asked - left >= 1.0 - 1e-6) | ((left < 0.5) & (total > 0.0))
+    spare = np.minimum(np.floor(total - asked + 1e-6), total - 1.0)
+    shrinkage = _ration(np.maximum(present - after, 0.0), np.maximum(spare, 0.0), first=ON_DEMAND)
+    whole = action.copy()
+    whole[:, NODES] = np.where(half[:, None], present - shrinkage, after)
+    return notes.add("projection", action, whole, "an exchange of which only half could be done")
 
 
 def _hold(action: Floats, batch: PoolBatch, state: EnvelopeState, notes: _Notes) -> Floats:

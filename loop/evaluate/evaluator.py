@@ -16,8 +16,16 @@ import msgspec
 from gpuloop.loop.evaluate.ledger import DEFINITION, Flow, Ledger
 from gpuloop.schemas.component import Context, Event, Output, Received, State, Tick
 from gpuloop.schemas.identity import derived_event_id
-from gpuloop.schemas.messages import Decision, Outcome, Reward
+from gpuloop.schemas.messages import (
+    Decision,
+    JobEvent,
+    Outcome,
+    ResourceSample,
+    Reward,
+    ServiceSample,
+)
 from gpuloop.schemas.units import MINUTE_US
+from gpuloop.streams.horizon import refuse_future
 
 LATENESS_US: Final = 2 * MINUTE_US
 GAP_US: Final = 5 * MINUTE_US
@@ -90,7 +98,12 @@ class Evaluator:
     def step(
         self, state: EvaluatorState, event: Event, ctx: Context
     ) -> tuple[EvaluatorState, Sequence[Output]]:
-        """Fold one event; rewards come out on ticks."""
+        """Fold one event; rewards come out on ticks.
+
+        Raises:
+            BadInput: telemetry from the far future, after which nothing would be late.
+
+        """
         if isinstance(event, Tick):
             return state, _close(state, event.tick_us)
         match event:
@@ -99,6 +112,9 @@ class Evaluator:
             case Received(message=Outcome() as outcome):
                 if outcome.status == "applied":
                     _touch(state, outcome.pool, outcome.event_time_us, outcome.decision_id)
+            case Received(message=JobEvent() | ServiceSample() | ResourceSample() as sample):
+                refuse_future(sample.event_time_us, ctx.now_us)
+                state.ledger.observe(event)
             case _:
                 state.ledger.observe(event)
         return state, ()

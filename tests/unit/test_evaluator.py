@@ -10,6 +10,7 @@ from gpuloop.loop.evaluate.evaluator import (
     Evaluator,
     EvaluatorState,
 )
+from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.component import Context, Event, Output, Received, Tick, load, save
 from gpuloop.schemas.identity import decision_id, source_event_id
 from gpuloop.schemas.messages import Decision, JobEvent, Message, Outcome, ResourceSample, Reward
@@ -28,6 +29,7 @@ class Loop:
         self.state = self.evaluator.initial()
         self.rewards: list[Reward] = []
         self.outputs: list[Output] = []
+        self.now_us = 0
         self._seq = 0
 
     def tell(self, event: Event, now_us: int = 0) -> None:
@@ -42,7 +44,8 @@ class Loop:
         self.tell(
             Received(
                 topic=message.TYPE, partition=0, offset=0, key="", id=event_id, message=message
-            )
+            ),
+            now_us=self.now_us or getattr(message, "event_time_us", 0),
         )
         return self
 
@@ -115,6 +118,14 @@ class Loop:
             self.capacity(minute).decide(minute)
             self.tick(minute)
         return self
+
+
+def test_telemetry_from_the_far_future_is_refused_and_leaves_no_trace() -> None:
+    loop = Loop()
+    loop.now_us = 10 * MINUTE_US
+    with pytest.raises(BadInput, match="ahead of the fleet clock"):
+        loop.capacity(10_000)
+    assert loop.state == loop.evaluator.initial()
 
 
 def a_decision(name: str, pool: str, level: str, epoch: int, tick_us: int) -> Decision:

@@ -50,7 +50,14 @@ def on_fault(suspects: Suspects, fault: Fault, event_id: str, now_us: int) -> Su
         verdict = "evacuate" if _repeated(suspects, fault, now_us) else "ignore"
     if verdict == "ignore":
         return None
-    return _suspect(suspects, fault.node, fault.pool, describe(fault), event_id, now_us)
+    found = Suspicion(
+        node=fault.node,
+        pool=fault.pool,
+        reason=describe(fault),
+        event_id=event_id,
+        until_us=fault.event_time_us + SUSPICION_US,
+    )
+    return _suspect(suspects, found, now_us)
 
 
 def on_cause(
@@ -65,7 +72,14 @@ def on_cause(
         return None
     reason = f"{first.subject} explains {cause.symptom_metric} of {cause.symptom}"
     reason = f"{reason} ({first.metric}, {first.score:.0%} of the evidence, {cause.tier})"
-    return _suspect(suspects, first.subject, min(pools), reason, event_id, now_us)
+    found = Suspicion(
+        node=first.subject,
+        pool=min(pools),
+        reason=reason,
+        event_id=event_id,
+        until_us=cause.event_time_us + SUSPICION_US,
+    )
+    return _suspect(suspects, found, now_us)
 
 
 def lapse(suspects: Suspects, now_us: int) -> None:
@@ -87,19 +101,15 @@ def jobs_at_risk(suspects: Suspects, jobs: Mapping[str, JobState], pool: str) ->
     return sorted(found, key=lambda job: (-job.gpus, job.job))
 
 
-def _suspect(
-    suspects: Suspects, node: str, pool: str, reason: str, event_id: str, now_us: int
-) -> Suspicion | None:
-    known = suspects.nodes.get(node)
-    if known is not None and known.until_us > now_us:
+def _suspect(suspects: Suspects, found: Suspicion, now_us: int) -> Suspicion | None:
+    """Keep a new suspicion and return it; news that arrives after it would have lapsed is none."""
+    known = suspects.nodes.get(found.node)
+    if found.until_us <= now_us or (known is not None and known.until_us > now_us):
         return None
     if known is None and len(suspects.nodes) >= MAX_SUSPECTS:
         return None
-    suspicion = Suspicion(
-        node=node, pool=pool, reason=reason, event_id=event_id, until_us=now_us + SUSPICION_US
-    )
-    suspects.nodes[node] = suspicion
-    return suspicion
+    suspects.nodes[found.node] = found
+    return found
 
 
 def _repeated(suspects: Suspects, fault: Fault, now_us: int) -> bool:

@@ -136,3 +136,11 @@ def test_growth_that_is_on_its_way_has_spent_the_budget_of_the_fleet():
     assert commands(loop.minute(HUNGRY, hungry)) == []
     loop.answer(first, "failed", "error")
     assert len(commands(loop.minute(CALM, hungry))) == 1
+
+
+def test_a_fault_that_is_heard_of_too_late_moves_nothing():
+    loop = settled(CALM)
+    loop.running("j1")
+    assert strike(loop, age_us=30 * MINUTE_US) == []
+    assert commands(loop.minute(CALM)) == []
+    assert [one.target for one in commands(strike(loop, age_us=29 * MINUTE_US))] == ["j1"]

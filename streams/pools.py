@@ -317,7 +317,7 @@ def _queues(partials: Sequence[Partial]) -> tuple[QueueState, ...]:
         name = queue.job_class if queue.job_class in kept else OTHER_CLASSES
         entries = found.setdefault(name, [])
         if entries and entries[-1].submitted_sum_us + queue.submitted_sum_us <= INT64_MAX:
-            entries[-1] = _together(name, entries[-1:] + [queue])
+            entries[-1] = _together(name, [entries[-1], queue])
         else:
             entries.append(_together(name, [queue]))
     told = [entry for name in sorted(found) for entry in found[name]]

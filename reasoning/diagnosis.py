@@ -195,11 +195,12 @@ def read_attribution(attribution: Attribution, fast: tuple[Suspect, ...]) -> tup
     seen = {suspect.subject: suspect.metric for suspect in fast}
     guilty = [subject for subject, share in shares.items() if share >= MIN_SHARE]
     ranked = sorted(guilty, key=lambda subject: (-shares[subject], subject))
+    whole = max(sum(shares[subject] for subject in guilty), 1.0)  # Priors may explain too much.
     return tuple(
         Suspect(
             subject=subject,
             metric=seen.get(subject, loudest[subject][1]),
-            score=round(shares[subject], 4),
+            score=round(shares[subject] / whole, 4),
         )
         for subject in ranked[:MAX_SUSPECTS]
     )

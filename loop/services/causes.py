@@ -35,7 +35,7 @@ from gpuloop.schemas.codec import Record
 from gpuloop.schemas.component import Output, S
 from gpuloop.schemas.messages import Cause
 
-DEADLINE_SECONDS: Final = 10.0
+DEADLINE_SECONDS: Final = 20.0
 MAX_WAITING: Final = 16
 
 log = logging.getLogger("causes")

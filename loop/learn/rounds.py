@@ -6,7 +6,7 @@ actor with a fresh critic and takes a fixed number of gradient steps; running it
 offsets gives the same bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,7 +14,8 @@ import msgspec
 
 from gpuloop.loop.learn import registry
 from gpuloop.loop.learn.experience import ExperienceJoin, Transition
-from gpuloop.schemas.codec import BadInput, Record, decode
+from gpuloop.loop.shells.fold import receive
+from gpuloop.schemas.codec import BadInput, Record
 from gpuloop.schemas.messages import Decision, PolicyVersion, Reward
 from gpuloop.schemas.messages.learning import OffsetRange
 
@@ -30,23 +31,25 @@ class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     every: int = 360
     gradient_steps: int = 400
 
-    def due(self, transitions: int) -> int:
-        """Return how many rounds a number of transitions is enough for."""
-        return (
-            0
-            if transitions < self.first_after
-            else 1 + (transitions - self.first_after) // self.every
-        )
+    def due(self, fresh: int, *, rounds_done: int) -> bool:
+        """Say whether the transitions since the last round are enough for another."""
+        return fresh >= (self.every if rounds_done else self.first_after)
 
 
 @dataclass
 class Experience:
-    """Transitions so far, and the offsets they came from."""
+    """Transitions of one fleet so far, and the offsets they came from.
+
+    `fresh` counts those that the last round has not seen; `trained` holds the last offsets it had.
+    """
+
+    fleet: str
 
     join: ExperienceJoin = field(default_factory=ExperienceJoin)
     transitions: dict[tuple[int, str], Transition] = field(default_factory=dict)
     ranges: dict[tuple[str, int], OffsetRange] = field(default_factory=dict)
-    total: int = 0
+    trained: dict[tuple[str, int], int] = field(default_factory=dict)
+    fresh: int = 0
 
     def take(self, record: Record) -> None:
         """Fold one record of `decisions` or `rewards` in.
@@ -56,16 +59,17 @@ class Experience:
                 same, because a rebuild meets it too.
         """
         self._count(record)
-        message = decode(record)
+        message = receive(record, self.fleet).message
         if isinstance(message, Decision):
             made = self.join.decision(message)
         elif isinstance(message, Reward):
             made = self.join.reward(message)
         else:
             raise BadInput("unknown_type", f"{type(message).__name__} on {record.topic}")
+        unseen = record.offset > self.trained.get((record.topic, record.partition), -1)
         for key, transition in made:
+            self.fresh += unseen and key not in self.transitions
             self.transitions[key] = transition
-            self.total += 1
         while len(self.transitions) > MAX_TRANSITIONS:
             del self.transitions[min(self.transitions)]
 
@@ -75,6 +79,11 @@ class Experience:
         self.ranges[at] = OffsetRange(
             topic=record.topic, partition=record.partition, first=first, last=record.offset
         )
+
+    def trained_through(self, ranges: Iterable[OffsetRange]) -> None:
+        """Take a round on these offsets as done."""
+        self.trained = {(one.topic, one.partition): one.last for one in ranges}
+        self.fresh = 0
 
     def in_order(self) -> list[Transition]:
         """Return the transitions by tick and pool."""

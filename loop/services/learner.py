@@ -50,10 +50,13 @@ class Learner:
         self._fleet = process.settings.fleet
         self._key = load_or_create(process.settings.state_dir / KEY_FILE)
         log.info("signing policies", extra={"public_key": public_hex(self._key)})
-        self._experience = Experience()
+        self._experience = Experience(self._fleet)
         ours = [v for v in registry.published(broker) if v.public_key == public_hex(self._key)]
         self._parent, self._weights = self._first_parent(ours)
-        self._rounds_done = max((v.version for v in ours), default=0)
+        newest = max(ours, key=lambda v: v.version, default=None)
+        self._rounds_done = newest.version if newest is not None else 0
+        if newest is not None:
+            self._experience.trained_through(newest.trained_on)
 
     def _first_parent(self, ours: list[PolicyVersion]) -> tuple[PolicyVersion, bytes]:
         found = registry.shipped()
@@ -78,7 +81,9 @@ class Learner:
                     positions[Partition(record.topic, record.partition)] = record.offset + 1
                 if all(positions[part] >= end for part, end in ends.items()):
                     self._train_if_due()
-                detail = f"{self._experience.total} transitions, round {self._rounds_done}"
+                detail = (
+                    f"{len(self._experience.transitions)} transitions, round {self._rounds_done}"
+                )
                 self._process.health.progress(detail, {str(p): o for p, o in positions.items()})
         finally:
             consumer.close()
@@ -105,7 +110,7 @@ class Learner:
             )
 
     def _train_if_due(self) -> None:
-        if self._config.due(self._experience.total) <= self._rounds_done:
+        if not self._config.due(self._experience.fresh, rounds_done=self._rounds_done):
             return
         trained = train_round(
             self._experience,
@@ -123,7 +128,8 @@ class Learner:
         version, weights = trained
         registry.publish(self._broker, version, weights, self._key)
         self._rounds_done += 1
+        self._experience.trained_through(version.trained_on)
         log.info(
             "published a policy version",
-            extra={"policy": version.policy_id, "transitions": self._experience.total},
+            extra={"policy": version.policy_id, "transitions": len(self._experience.transitions)},
         )

@@ -116,7 +116,7 @@ def records(ticks):
 
 
 def trained(arrival, **options):
-    experience = Experience()
+    experience = Experience("f")
     for record in arrival:
         experience.take(record)
     version, weights = parent()
@@ -150,7 +150,7 @@ def test_a_record_that_does_not_decode_is_refused_and_still_counted():
         topic=good.topic, partition=0, offset=5, timestamp_ms=0, key=b"", headers=good.headers,
         value=b"{",
     )  # fmt: skip
-    experience = Experience()
+    experience = Experience("f")
     with pytest.raises(BadInput):
         experience.take(bad)
     assert experience.ranges["decisions", 0].last == 5
@@ -158,7 +158,29 @@ def test_a_record_that_does_not_decode_is_refused_and_still_counted():
 
 def test_rounds_fall_due_by_transitions():
     config = RoundConfig(first_after=10, every=20)
-    assert [config.due(n) for n in (0, 9, 10, 29, 30, 50)] == [0, 0, 1, 1, 2, 3]
+    assert [config.due(n, rounds_done=0) for n in (0, 9, 10)] == [False, False, True]
+    assert [config.due(n, rounds_done=3) for n in (10, 19, 20)] == [False, False, True]
+
+
+def test_a_restarted_learner_counts_only_what_its_last_round_has_not_seen():
+    topics = records(30)
+    whole = Experience("f")
+    for record in topics["decisions"][:20] + topics["rewards"][:20]:
+        whole.take(record)
+    assert whole.fresh == 19
+    again = Experience("f")
+    again.trained_through(whole.ranges.values())
+    expired = [r for topic in topics.values() for r in topic if r.offset >= 10]
+    for record in expired:
+        again.take(record)
+    assert again.fresh in (9, 10)  # One decision and its reward may straddle the cut.
+
+
+def test_another_fleets_experience_is_refused():
+    experience = Experience("elsewhere")
+    with pytest.raises(BadInput) as refused:
+        experience.take(records(1)["decisions"][0])
+    assert refused.value.reason == "wrong_fleet"
 
 
 def test_a_published_version_is_found_with_its_signature_and_weights(tmp_path):

@@ -2,7 +2,10 @@
 
 Commands are delivered, duplicated, reordered and held back, the process crashes and comes back from
 what was saved, kills come and go, deciders take over from each other. Whatever the order: a command
-takes effect at most once, generations and epochs rise, nothing starts after its expiry or a kill.
+takes effect at most once and not after it was reported as refused or failed, generations and epochs
+rise, nothing starts after its expiry, during a kill, or without a lease.
+
+Each guard of `actuators/executor.py` has been taken out and the machine seen to fail.
 """
 
 import msgspec
@@ -69,26 +72,27 @@ class ExecutorMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.fleet = MemoryFleet()
-        self.state = ExecutorState(lease_expires_wall_us=10_000)
-        self.now_us, self.wall_us = 0, 0
+        self.state = ExecutorState(lease_expires_wall_us=10)
+        self.now_us, self.latest_us, self.wall_us = 0, 0, 0
         self.epoch, self.made = 1, 0
+        self.newest: Command | None = None
         self.killed = False
         self.killed_epoch = -1
         self.applied: dict[str, int] = {}
-        self.committed: dict[str, int] = {}
+        self.settled: set[str] = set()
         self.epochs: list[int] = []
-        self.committed_epochs = 0
-        self.saved = (save(self.state), save(self.fleet.state))
+        self.claimed = 0
+        self.commit()
 
     @rule(
         target=commands,
         pool=st.sampled_from(POOLS),
-        lag=st.integers(-1, 1),
+        lag=st.sampled_from([0, 0, 0, -1, 1]),
         nodes=st.integers(1, 20),
-        older=st.integers(0, 1),
+        older=st.sampled_from([0, 0, 1, -1]),
     )
     def decide(self, pool: str, lag: int, nodes: int, older: int) -> Command:
-        """A decider of this epoch or an older one commands, on a view that may be old."""
+        """A decider of this epoch, an older or a newer one commands, on a view that may be old."""
         self.made += 1
         epoch = max(0, self.epoch - older)
         generation = max(0, self.fleet.state.pools[pool].generation + lag)
@@ -109,23 +113,34 @@ class ExecutorMachine(RuleBasedStateMachine):
             reason="test",
         )
 
+    @rule()
+    def deliver_again(self) -> None:
+        """The newest command once more, as after a missing acknowledgement."""
+        if self.newest is not None:
+            self.deliver(self.newest)
+
     @rule(command=commands)
     def deliver(self, command: Command) -> None:
         """Any command, at any time, in any order, any number of times."""
+        self.newest = command
         before = msgspec.structs.replace(self.fleet.state.pools[command.pool])
+        self.latest_us = max(self.latest_us, self.now_us)
         outcomes = executor.handle(self.state, command, self.fleet, self.now_us, self.wall_us)
         statuses = [outcome.status for outcome in outcomes]
         if "applied" not in statuses:
             assert self.fleet.state.pools[command.pool] == before
             assert statuses in (["rejected"], ["expired"], ["accepted", "failed"])
+            self.settled.add(command.command_id)
             return
+        assert command.command_id not in self.settled, "done after it was reported as not done"
         assert statuses == ["accepted", "applied"]
         assert before.generation == command.generation
         assert outcomes[1].generation == before.generation + 1
-        assert self.now_us < command.expires_at_us, "started after its expiry"
+        assert self.latest_us < command.expires_at_us, "started after its expiry"
         assert not self.killed, "started after a kill"
         assert command.epoch > self.killed_epoch, "an epoch that was killed acted"
         assert self.wall_us < self.state.lease_expires_wall_us, "started without a lease"
+        assert command.epoch >= self.claimed, "an epoch acted after the claim of a higher one"
         self.applied[command.command_id] = self.applied.get(command.command_id, 0) + 1
         self.epochs.append(command.epoch)
 
@@ -133,22 +148,36 @@ class ExecutorMachine(RuleBasedStateMachine):
     def commit(self) -> None:
         """Executor and fleet are saved together, as one transaction does it."""
         self.saved = (save(self.state), save(self.fleet.state))
-        self.committed = dict(self.applied)
-        self.committed_epochs = len(self.epochs)
+        self.memory = (
+            dict(self.applied), set(self.settled), list(self.epochs), self.claimed, self.latest_us,
+        )  # fmt: skip
 
     @rule()
     def crash(self) -> None:
         """What was not saved has not happened."""
         self.state = load(ExecutorState, self.saved[0])
         self.fleet.state = load(MemoryFleetState, self.saved[1])
-        self.applied = dict(self.committed)
-        del self.epochs[self.committed_epochs :]
+        applied, settled, epochs, self.claimed, self.latest_us = self.memory
+        self.applied, self.settled, self.epochs = dict(applied), set(settled), list(epochs)
         self._control(Kill(engaged=self.killed))  # The compacted topic is read again.
 
     @rule(minutes=st.sampled_from([0, 1, 9, 11, 75]))
     def wait(self, minutes: int) -> None:
         self.now_us += minutes * MINUTE_US
         self.wall_us += minutes
+
+    @rule(
+        target=commands,
+        pool=st.sampled_from(POOLS),
+        lag=st.sampled_from([0, 0, 0, -1, 1]),
+        older=st.sampled_from([0, 0, 0, 1]),
+    )
+    def decide_and_deliver(self, pool: str, lag: int, older: int) -> Command:
+        """The usual course: a view of now, a living lease, a command that arrives."""
+        self._control(KillLease(expires_wall_us=self.wall_us + 5))
+        command = self.decide(pool=pool, lag=lag, nodes=5, older=older)
+        self.deliver(command)
+        return command
 
     @rule()
     def clock_goes_back(self) -> None:
@@ -157,6 +186,7 @@ class ExecutorMachine(RuleBasedStateMachine):
     @rule()
     def take_over(self) -> None:
         self.epoch += 1
+        self.claimed = self.epoch
         self._control(Claim(owner="another", epoch=self.epoch))
 
     @rule()

@@ -283,7 +283,7 @@ def assert_replays(stack, name):
     replayed = report[0] if isinstance(report, list) else report
     assert replayed["different"] == 0
     assert replayed["absent"] == 0
-    assert replayed["identical"] > 50
+    assert replayed["equal"] > 50
 
 
 @pytest.mark.parametrize("name", [*SERVICES, "postgres", "kafka"])

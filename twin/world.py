@@ -234,6 +234,8 @@ class World:
             raise Refused("superseded", f"{name} is not running any more")
         if to.pool not in self._engine.pools:
             raise Refused("out_of_bounds", f"there is no pool {to.pool}")
+        if to.avoid_nodes and to.pool == job.pool and not set(to.avoid_nodes) & set(job.nodes):
+            raise Refused("superseded", f"{name} is away from those nodes already")
         self._jobs.migrate(job, to.pool, to.avoid_nodes)
 
     def _run(self, until_us: int) -> None:

@@ -26,9 +26,18 @@ NO_CAPACITY_US: Final = 10 * MINUTE_US
 """How long a billing kind that had no capacity is not asked for more."""
 
 HARMLESS: Final = frozenset(
-    {"duplicate", "expired", "stale_epoch", "stale_generation", "killed", "no_capacity"}
+    {
+        "duplicate",
+        "expired",
+        "killed",
+        "no_capacity",
+        "stale_epoch",
+        "stale_generation",
+        "superseded",
+    }
 )
-"""Reasons that say the guards work or the market is empty, not that our commands are wrong."""
+"""Reasons that say the guards work, the market is empty or the fleet has moved on meanwhile, not
+that our commands are wrong."""
 
 NOT_DONE: Final = frozenset({"rejected", "failed", "expired"})
 
@@ -132,6 +141,7 @@ def on_outcome(pools: Mapping[str, PoolMemory], outcome: Outcome) -> None:
         ]
         if outcome.reason == "no_capacity" and flight.grows:
             memory.closed_until_us[flight.grows[-1]] = outcome.event_time_us + NO_CAPACITY_US
-        if outcome.reason not in HARMLESS:
+        gone = outcome.actuator == "migration" and outcome.reason == "unknown_target"
+        if outcome.reason not in HARMLESS and not gone:
             memory.failures += 1
             memory.breaker_open |= memory.failures >= BREAKER_FAILURES

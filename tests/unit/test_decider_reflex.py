@@ -185,3 +185,16 @@ def test_a_suspicion_lapses():
     for _ in range(31):
         loop.minute(CALM)
     assert loop.state.suspects.nodes == {}
+
+
+def test_moves_of_jobs_that_have_ended_or_left_meanwhile_open_no_breaker():
+    loop, sent = ready(), 0
+    for index in range(6):
+        loop.running(f"x{index}", node=f"n{index}")
+        for command in commands(strike(loop, fault(node=f"n{index}"))):
+            sent += 1
+            reason = ("superseded", "unknown_target")[index % 2]
+            loop.answer(command, "failed", reason)
+    assert sent == 6
+    assert loop.state.pools["a100"].failures == 0
+    assert not loop.state.pools["a100"].breaker_open

@@ -102,7 +102,8 @@ def configure(folder: Path, classpath: Sequence[Path], *, port: int, controller_
     if (data / "meta.properties").exists():
         return
     cluster = urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")
-    tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
+    # One argument, because one id in 64 begins with a dash and would be taken for an option.
+    tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
     done = subprocess.run(  # noqa: S603
         [*_jvm(folder, classpath), *tool, "--standalone"],
         capture_output=True,

@@ -187,7 +187,7 @@ def down(state_dir: StateDir = None) -> None:
         return
     os.kill(owner, signal.SIGTERM)
     deadline = monotonic() + DOWN_SECONDS
-    while layout.owner() is not None:
+    while layout.owner() is not None or process.runs(owner):
         if monotonic() > deadline:
             raise StackError(f"process {owner} did not stop within {DOWN_SECONDS:.0f} s")
         Event().wait(LOOK_SECONDS)

@@ -91,6 +91,14 @@ def created(pid: int) -> float | None:
         return None
 
 
+def runs(pid: int) -> bool:
+    """Say whether a process runs; one that only waits to be reaped by its parent does not."""
+    try:
+        return str(psutil.Process(pid).status()) != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def end_leftover(pid: int, started: float, *, seconds: float) -> bool:
     """Kill the process group of a process that a dead supervisor left; return whether it existed.
 

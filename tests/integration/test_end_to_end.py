@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from gpuloop.loop.learn.registry import shipped
-from gpuloop.ops.stack import postgres
+from gpuloop.ops.stack import postgres, process
 from gpuloop.ops.stack.services import SERVICES
 from gpuloop.schemas.codec import Encoded
 from gpuloop.schemas.messages import (
@@ -346,7 +346,7 @@ def test_the_stack_stops_and_leaves_nothing(stack, watch):
     supervisor = stack.state.pid
     watch.stopped.set()
     stack.command("down")
-    assert not [pid for pid in [*pids, supervisor] if psutil.pid_exists(pid)]
+    assert not [pid for pid in [*pids, supervisor] if process.runs(pid)]
     ours = str(stack.folder)
     left = [
         p for p in psutil.process_iter(["cmdline"]) if ours in " ".join(p.info["cmdline"] or [])

@@ -1,11 +1,14 @@
 """What surrounds the observe stage's agents: future telemetry, watchdog, TLS, placement."""
 
+import asyncio
 import threading
 from pathlib import Path
 
 import pytest
+from faust.types import TP
 
 from gpuloop.loop.shells.broker import BrokerError, Partition
+from gpuloop.loop.shells.faust_consumer import Positions, SettledConsumer
 from gpuloop.loop.shells.faust_stages import JobStage, SampleStage
 from gpuloop.loop.shells.faust_tables import CHANGELOG_TOPICS, TABLES, changelogs
 from gpuloop.loop.shells.partition import partition_of
@@ -184,3 +187,24 @@ def test_security_that_cannot_be_carried_over_is_refused(tmp_path: Path, line: s
     with pytest.raises(ValueError, match=r"support|unknown"):
         security.broker_credentials(path)
     assert security.broker_credentials(None) is None
+
+
+def test_the_last_seek_says_where_a_partition_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed predecessor's commit can land between two seeks of one assignment."""
+    place = TP("telemetry.jobs", 1)
+    committed = iter([{place: 0}, {place: 62}])
+
+    async def seek(self: object) -> dict[TP, int]:
+        return next(committed)
+
+    async def earliest(self: object, *places: TP) -> dict[TP, int]:
+        return dict.fromkeys(places, 0)
+
+    positions = Positions()
+    consumer = object.__new__(SettledConsumer)
+    monkeypatch.setattr(SettledConsumer, "positions", property(lambda self: positions))
+    monkeypatch.setattr(SettledConsumer.__mro__[1], "seek_to_committed", seek)
+    monkeypatch.setattr(SettledConsumer, "earliest_offsets", earliest)
+    asyncio.run(consumer.seek_to_committed())
+    asyncio.run(consumer.seek_to_committed())
+    assert positions.expected(("telemetry.jobs", 1)) == 62

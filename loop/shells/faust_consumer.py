@@ -71,14 +71,17 @@ class SettledConsumer(driver.Consumer):
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Seek to the committed offsets and note where each partition begins.
 
-        It happens more than once per assignment, and the last seek is the one that counts: a
-        commit that a killed predecessor had under way can land between two of them.
+        The seek is made explicit, because the client's own is lazy and would go by a commit that a
+        killed predecessor had under way and that lands after this one was read. It happens more
+        than once per assignment, and the last seek is the one that counts.
         """
         committed = await super().seek_to_committed()
         first = await self.earliest_offsets(*committed)
         for tp, earliest in first.items():
             place = (tp.topic, tp.partition)
-            self.positions.begin[place] = max(committed.get(tp) or 0, earliest)
+            begin = max(committed.get(tp) or 0, earliest)
+            self.positions.begin[place] = begin
+            await self._seek(tp, begin)
         return committed
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:

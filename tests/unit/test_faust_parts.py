@@ -200,11 +200,18 @@ def test_the_last_seek_says_where_a_partition_begins(monkeypatch: pytest.MonkeyP
     async def earliest(self: object, *places: TP) -> dict[TP, int]:
         return dict.fromkeys(places, 0)
 
+    sought = []
+
+    async def seek_to(self: object, place: TP, offset: int) -> None:
+        sought.append(offset)
+
     positions = Positions()
     consumer = object.__new__(SettledConsumer)
     monkeypatch.setattr(SettledConsumer, "positions", property(lambda self: positions))
     monkeypatch.setattr(SettledConsumer.__mro__[1], "seek_to_committed", seek)
     monkeypatch.setattr(SettledConsumer, "earliest_offsets", earliest)
+    monkeypatch.setattr(SettledConsumer, "_seek", seek_to)
     asyncio.run(consumer.seek_to_committed())
     asyncio.run(consumer.seek_to_committed())
     assert positions.expected(("telemetry.jobs", 1)) == 62
+    assert sought == [0, 62]

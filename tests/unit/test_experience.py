@@ -11,68 +11,8 @@ from gpuloop.loop.learn.experience import (
     ExperienceJoin,
     cut_of,
 )
-from gpuloop.schemas.messages import Decision, Reward
-from gpuloop.schemas.policy import CONTROL_TICK_US, DIMENSIONS, FEATURE_NAMES, FEATURE_VERSION
-
-SIZE = len(FEATURE_NAMES)
-
-
-def decision(tick, *, pool="p", joint=0.5, executed=None, version=FEATURE_VERSION, level="cluster"):
-    rule = (10.0, 4.0, 0.0, 2.0)
-    limit = (2.0, 2.0, 1.0, 0.1)
-    wish = tuple(r + joint * x for r, x in zip(rule, limit, strict=True))
-    return Decision(
-        fleet="f",
-        decision_id=f"f/{pool}/{level}/1/{tick}",
-        pool=pool,
-        level=level,
-        epoch=1,
-        tick_us=tick * CONTROL_TICK_US,
-        dimensions=DIMENSIONS,
-        feature_version=version,
-        observation=(float(tick),) * SIZE,
-        feature_ages_us=(0,) * SIZE,
-        feature_quality=(1.0,) * SIZE,
-        feasible_low=(0.0,) * 4,
-        feasible_high=(50.0,) * 4,
-        delta_limit=limit,
-        rule_action=rule,
-        policy_action=(joint,) * 4,
-        joint_action=(joint,) * 4,
-        executed_action=wish if executed is None else executed,
-        alpha=1.0,
-        exploration=(0.0,) * 4,
-        log_probability=0.0,
-        policy_id="rule",
-        policy_digest="0" * 64,
-        normaliser_digest="0" * 64,
-        envelope_digest="0" * 64,
-        arm="champion",
-        assignment_probability=1.0,
-        forecast_id="",
-        modes={},
-        adjustments=(),
-        command_ids=(),
-        stale_inputs=(),
-        influences=(),
-        summary="",
-        why_not="",
-    )
-
-
-def reward(tick, *, pool="p", usd=20, censored=False):
-    return Reward(
-        fleet="f",
-        pool=pool,
-        decision_id=f"f/{pool}/cluster/1/{tick}",
-        start_us=tick * CONTROL_TICK_US,
-        end_us=(tick + 1) * CONTROL_TICK_US,
-        components={"revenue": usd * 1_000_000},
-        total_usd_micros=usd * 1_000_000,
-        overlap=0,
-        censored=censored,
-        definition="ledger/1",
-    )
+from gpuloop.schemas.messages import Decision
+from learning_builders import decision, reward
 
 
 def joined(messages):

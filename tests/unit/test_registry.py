@@ -8,14 +8,13 @@ import pytest
 
 from gpuloop.loop.evaluate.keys import load_or_create, policy_signature_ok, public_hex
 from gpuloop.loop.learn import registry
-from gpuloop.loop.learn.experience import ACTION_SIZE, OBSERVATION_SIZE
+from gpuloop.loop.learn.experience import OBSERVATION_SIZE
 from gpuloop.loop.learn.rounds import Experience, RoundConfig, train_round
 from gpuloop.loop.learn.trainer import Trainer, TrainerConfig
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.schemas.codec import BadInput, Record, encode
-from gpuloop.schemas.messages import Decision, Reward
 from gpuloop.schemas.messages.learning import Normaliser
-from gpuloop.schemas.policy import CONTROL_TICK_US, DIMENSIONS, FEATURE_VERSION
+from learning_builders import decision, reward
 
 PLAIN = Normaliser(mean=(0.0,) * OBSERVATION_SIZE, scale=(1.0,) * OBSERVATION_SIZE, clip=5.0)
 
@@ -38,68 +37,17 @@ def parent():
     return version, weights
 
 
-def decision(tick):
+def seen(tick):
+    """Return a decision at no offset, with an observation of its own."""
     rng = np.random.default_rng(tick)
-    four = (0.0,) * ACTION_SIZE
-    return Decision(
-        fleet="f",
-        decision_id=f"f/p/cluster/1/{tick}",
-        pool="p",
-        level="cluster",
-        epoch=1,
-        tick_us=tick * CONTROL_TICK_US,
-        dimensions=DIMENSIONS,
-        feature_version=FEATURE_VERSION,
-        observation=tuple(float(x) for x in rng.normal(size=OBSERVATION_SIZE)),
-        feature_ages_us=(0,) * OBSERVATION_SIZE,
-        feature_quality=(1.0,) * OBSERVATION_SIZE,
-        feasible_low=four,
-        feasible_high=four,
-        delta_limit=(1.0,) * ACTION_SIZE,
-        rule_action=four,
-        policy_action=four,
-        joint_action=four,
-        executed_action=four,
-        alpha=0.0,
-        exploration=four,
-        log_probability=0.0,
-        policy_id="rule",
-        policy_digest="0" * 64,
-        normaliser_digest="0" * 64,
-        envelope_digest="0" * 64,
-        arm="champion",
-        assignment_probability=1.0,
-        forecast_id="",
-        modes={},
-        adjustments=(),
-        command_ids=(),
-        stale_inputs=(),
-        influences=(),
-        summary="",
-        why_not="",
-    )
-
-
-def reward(tick):
-    return Reward(
-        fleet="f",
-        pool="p",
-        decision_id=f"f/p/cluster/1/{tick}",
-        start_us=tick * CONTROL_TICK_US,
-        end_us=(tick + 1) * CONTROL_TICK_US,
-        components={"revenue": tick},
-        total_usd_micros=tick,
-        overlap=0,
-        censored=False,
-        definition="ledger/1",
-    )
+    return decision(tick, joint=0.0, observation=rng.normal(size=OBSERVATION_SIZE).tolist())
 
 
 def records(ticks):
     """Return the two topics' records, each in its own order."""
     topics = {"decisions": [], "rewards": []}
     for tick in range(ticks):
-        for topic, message in (("decisions", decision(tick)), ("rewards", reward(tick))):
+        for topic, message in (("decisions", seen(tick)), ("rewards", reward(tick, usd=tick))):
             encoded = encode(topic, "p", message, event_id=str(tick), source="s")
             topics[topic].append(
                 Record(

@@ -24,7 +24,7 @@ from gpuloop.reasoning.actor import Actor
 from gpuloop.schemas.component import Received
 from gpuloop.schemas.messages import Decision, Reward
 from gpuloop.schemas.messages.learning import ActorSpec, Normaliser
-from gpuloop.schemas.policy import PoolBatch
+from gpuloop.schemas.policy import CONTROL_TICK_US, PoolBatch
 from gpuloop.schemas.units import HOUR_US
 from gpuloop.twin.config import TwinConfig
 
@@ -116,7 +116,7 @@ def _first_day(
     held: dict[int, NDArray[Any]] = {}
 
     def wander(batch: PoolBatch) -> NDArray[Any]:
-        block = int(batch.tick_us[0]) // (EXPLORATION_BLOCK * 60_000_000)
+        block = int(batch.tick_us[0]) // (EXPLORATION_BLOCK * CONTROL_TICK_US)
         if block not in held:
             held.clear()
             held[block] = rng.uniform(-1.0, 1.0, (len(batch.pools), ACTION_SIZE))

@@ -14,17 +14,23 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gpuloop.loop.services import metrics
-from gpuloop.loop.shells.clock import wall_us
+from gpuloop.loop.shells.clock import monotonic_us, wall_us
+from gpuloop.schemas.units import SECOND_US
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of `/health`; `ready` is also the status code, 200 or 503."""
+    """The body of `/health`; `ready` is also the status code, 200 or 503.
+
+    `silent_seconds` is how long ago the process's own loop said anything, ready or not: what
+    answers here is another thread.
+    """
 
     service: str
     ready: bool
     detail: str
     positions: dict[str, int]
     last_progress_wall_us: int
+    silent_seconds: float = 0.0
 
 
 class Health:
@@ -37,17 +43,19 @@ class Health:
         self._detail = "starting"
         self._positions: dict[str, int] = {}
         self._progress_us = wall_us()
+        self._spoke_us = monotonic_us()
 
     def waiting(self, detail: str) -> None:
         """Say that the process cannot do its work yet, and what it waits for."""
         with self._lock:
-            self._ready, self._detail = False, detail
+            self._ready, self._detail, self._spoke_us = False, detail, monotonic_us()
         metrics.READY.set(0)
 
     def progress(self, detail: str, positions: Mapping[str, int] | None = None) -> None:
         """Say that the process works, and how far it has come."""
         with self._lock:
             self._ready, self._detail, self._progress_us = True, detail, wall_us()
+            self._spoke_us = monotonic_us()
             if positions is not None:
                 self._positions = dict(positions)
         metrics.READY.set(1)
@@ -61,6 +69,7 @@ class Health:
                 detail=self._detail,
                 positions=dict(self._positions),
                 last_progress_wall_us=self._progress_us,
+                silent_seconds=(monotonic_us() - self._spoke_us) / SECOND_US,
             )
 
 

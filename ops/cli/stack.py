@@ -275,6 +275,7 @@ def _row(entry: ProcessState) -> dict[str, object]:
         "port": entry.port,
         "restarts": entry.restarts,
         "detail": entry.detail,
+        "last failure": entry.last_failure,
     }
 
 

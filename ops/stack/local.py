@@ -29,6 +29,9 @@ from gpuloop.ops.stack.topics import Admin, wanted
 from gpuloop.ops.stack.unit import Answer, Unit
 
 PROBE_SECONDS: Final = 2.0
+HUNG_SECONDS: Final = 60.0
+"""Slow is not hung: an answer takes microseconds of a process that gets to run at all."""
+
 STOP_SECONDS: Final = 12.0
 LEARNER_KEY: Final = "learner.pem"
 
@@ -247,15 +250,24 @@ def _service_unit(service: Service, settings: Settings, port: int) -> Unit:
         name=service.name,
         needs=needs,
         program=lambda: program,
-        probe=lambda: ask(port),
+        probe=lambda: ask(port, loop_seconds=service.loop_seconds),
         port=port,
+        hung_seconds=HUNG_SECONDS,
     )
 
 
-def ask(port: int) -> Answer:
-    """Return what the service on `port` says of itself."""
+def ask(port: int, *, loop_seconds: float | None = None) -> Answer:
+    """Return what the service on `port` says of itself.
+
+    Its endpoint has threads of its own: who answers for a loop that has said nothing for
+    `loop_seconds` does not answer for the service.
+    """
     report = health(port)
-    return Answer(False, "no answer") if report is None else Answer(report.ready, report.detail)
+    if report is None:
+        return Answer(False, "no answer", answered=False)
+    if loop_seconds is not None and report.silent_seconds > loop_seconds:
+        return Answer(False, f"its loop stands at: {report.detail}", answered=False)
+    return Answer(report.ready, report.detail)
 
 
 def health(port: int) -> Report | None:

@@ -19,7 +19,9 @@ class Service:
     `extra` is the dependency group it carries, `needs` what must be ready before it starts,
     `roles` the names under which the catalogue lists it, `memory_mib` its limit in a container.
     A service with a `niceness` yields the processor to those that act. `profile` is empty for what
-    always runs; `local` marks what only a stack without a server of that kind runs.
+    always runs; `local` marks what only a stack without a server of that kind runs. Its loop says
+    something within `loop_seconds` or is stuck; None where it may be silent: it trains for long,
+    only serves, or watches itself.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Service:
     may_touch_fleet: bool = False
     memory_mib: int
     niceness: int = 0
+    loop_seconds: float | None = 300.0
     profile: Literal["", "local"] = ""
 
     @property
@@ -76,6 +79,7 @@ _TABLE: Final = (
         state="Faust tables with changelog topics",
         on_failure="recovers its tables from the changelogs",
         memory_mib=384,
+        loop_seconds=None,
     ),
     Service(
         name="forecaster",
@@ -125,6 +129,7 @@ _TABLE: Final = (
         on_failure="rebuilds its experience; the policy in force stays",
         memory_mib=1536,
         niceness=10,
+        loop_seconds=None,
     ),
     Service(
         name="keeper",
@@ -144,6 +149,7 @@ _TABLE: Final = (
         on_failure="history stops growing; the loop does not notice",
         memory_mib=1024,
         niceness=5,
+        loop_seconds=None,
         profile="local",
     ),
 )

@@ -24,6 +24,7 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
     port: int | None = None
     restarts: int = 0
     exit_status: int | None = None
+    last_failure: str = ""
 
 
 class StackState(msgspec.Struct, frozen=True, kw_only=True):

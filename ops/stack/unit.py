@@ -23,6 +23,9 @@ MAX_FAILURES_BEFORE_READY: Final = 6
 """What has never been ready fails for a reason that does not pass."""
 
 STEADY_SECONDS: Final = 60.0
+MIN_UNANSWERED: Final = 10
+"""A supervisor that was itself kept from running has asked few times, however late it is."""
+
 FIRST_PROBE_SECONDS: Final = 0.1
 STARTING_PROBE_SECONDS: Final = 1.0
 RUNNING_PROBE_SECONDS: Final = 2.0
@@ -42,10 +45,11 @@ class Phase(StrEnum):
 
 
 class Answer(NamedTuple):
-    """What a unit says of itself."""
+    """What a unit says of itself; `answered` is false when nobody did, or not the one who works."""
 
     ready: bool
     detail: str
+    answered: bool = True
 
 
 def _nothing() -> str:
@@ -59,6 +63,8 @@ class Unit:
     `prepare` runs once, in a thread, when the units in `needs` are ready, and returns a detail to
     show. A unit without a `program` is a task: ready once prepared. `probe` runs in a thread and
     asks the process itself. `prepare` and `probe` raise `StackError` for what a person can fix.
+    One that was ready and then gives no answer for `hung_seconds` is started again; one that
+    answers that it is not ready is left alone, for it may wait for another.
     """
 
     name: str
@@ -68,6 +74,7 @@ class Unit:
     probe: Callable[[], Answer] = lambda: Answer(True, "")
     port: int | None = None
     ready_seconds: float = 120.0
+    hung_seconds: float | None = None
 
 
 class Watched:
@@ -78,6 +85,7 @@ class Watched:
         self.phase = Phase.WAITING
         self.detail = ""
         self.restarts = 0
+        self.last_failure = ""
         self.exit_status: int | None = None
         self.child: Child | None = None
         self._log: Final = log
@@ -89,6 +97,8 @@ class Watched:
         self._ready_since: float | None = None
         self._next = 0.0
         self._interval = FIRST_PROBE_SECONDS
+        self._unanswered = 0
+        self._silent_since = 0.0
 
     def step(self, now: float, *, needs_ready: bool) -> None:
         """Take what can be observed at `now` (monotonic seconds) and do what follows from it."""
@@ -120,6 +130,7 @@ class Watched:
             port=self.unit.port,
             restarts=self.restarts,
             exit_status=self.exit_status,
+            last_failure=self.last_failure,
         )
 
     def stopped(self) -> None:
@@ -148,6 +159,7 @@ class Watched:
         self.child = Child(self.unit.program(), self._log)
         self.phase, self.detail = Phase.STARTING, ""
         self._started, self._ready_since, self._asked = now, None, None
+        self._unanswered = 0
         self._interval = FIRST_PROBE_SECONDS
         self._next = now + self._interval
 
@@ -165,12 +177,33 @@ class Watched:
             self._asked = self._workers.submit(self.unit.probe)
         late = now - self._started > self.unit.ready_seconds
         if self.phase is Phase.STARTING and late:
-            self.child.kill_group()
-            self.child.reap(1.0)
-            self._crashed(now, None, f"not ready within {self.unit.ready_seconds:.0f} s")
+            self._kill(now, f"not ready within {self.unit.ready_seconds:.0f} s")
+        elif self._hangs(now):
+            self._kill(now, f"hung: {self.detail} for {now - self._silent_since:.0f} s")
+
+    def _kill(self, now: float, why: str) -> None:
+        assert self.child is not None
+        self.child.kill_group()
+        self.child.reap(1.0)
+        self._crashed(now, None, why)
+
+    def _hangs(self, now: float) -> bool:
+        """Say whether a process that was ready has been silent for long, however often asked."""
+        patience = self.unit.hung_seconds
+        return (
+            patience is not None
+            and self.phase is Phase.UNREADY
+            and self._unanswered >= MIN_UNANSWERED
+            and now - self._silent_since > patience
+        )
 
     def _hear(self, answer: Answer, now: float) -> None:
         self.detail = answer.detail
+        if answer.answered:
+            self._unanswered = 0
+        else:
+            self._silent_since = self._silent_since if self._unanswered else now
+            self._unanswered += 1
         if answer.ready:
             self.phase, self._was_ready = Phase.READY, True
             self._ready_since = now if self._ready_since is None else self._ready_since
@@ -187,6 +220,7 @@ class Watched:
         assert self.child is not None
         self.child.kill_group()
         self.child, self.exit_status, self.detail = None, status, detail
+        self.last_failure = detail
         self._asked = None
         self._failures += 1
         if self._failures >= (MAX_FAILURES if self._was_ready else MAX_FAILURES_BEFORE_READY):
@@ -203,7 +237,7 @@ class Watched:
         try:
             return asked.result()
         except (StackError, OSError) as error:
-            return Answer(False, str(error))
+            return Answer(False, str(error), answered=False)
 
 
 def _exit_text(status: int) -> str:

@@ -17,7 +17,7 @@ from msgspec import Meta
 from gpuloop.schemas.units import SECOND_US, Count, Name
 
 PREFIX: Final = "GPULOOP_"
-LISTS: Final = frozenset({"trusted_keys"})
+LISTS: Final = frozenset({"trusted_keys", "audit_keys"})
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
@@ -72,6 +72,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     trusted_keys: Annotated[
         tuple[str, ...],
         _about("Ed25519 public keys (hex, comma-separated) whose policies are loaded"),
+    ] = ()
+    audit_keys: Annotated[
+        tuple[str, ...],
+        _about("Ed25519 public keys (hex, comma-separated) of auditors; unset: only our own"),
     ] = ()
     audit_anchors: Annotated[
         Path | None,

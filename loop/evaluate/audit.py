@@ -43,10 +43,14 @@ def anchors_of(settings: Settings) -> Anchors:
 
 
 def trusted_keys(settings: Settings) -> frozenset[str]:
-    """Return whose checkpoints are believed: configured keys, and this machine's own auditor."""
+    """Return whose checkpoints are believed: configured auditors, and this machine's own.
+
+    Not `settings.trusted_keys`: who may sign policies, as the learner does, has no say about what
+    happened.
+    """
     path = key_path(settings)
     own = {public_hex(load_or_create(path))} if path.exists() else set[str]()
-    return frozenset(settings.trusted_keys) | own
+    return frozenset(settings.audit_keys) | own
 
 
 def verify_topic(settings: Settings, broker: Broker | None = None) -> VerifyReport:

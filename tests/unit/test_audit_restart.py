@@ -4,9 +4,10 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from gpuloop.loop.evaluate.audit import anchors_of, verify_topic
+from gpuloop.loop.evaluate.audit import anchors_of, trusted_keys, verify_topic
 from gpuloop.loop.evaluate.auditor import CHECKPOINT_EVERY_RECORDS
 from gpuloop.loop.evaluate.chain import AuditError
 from gpuloop.loop.services.auditor import run
@@ -207,3 +208,15 @@ def test_every_checkpoint_on_the_topic_is_anchored(settings: Settings) -> None:
     on_topic = [decode(record) for record in broker.logs[AUDIT]]
     signed = [message for message in on_topic if isinstance(message, AuditCheckpoint)]
     assert anchors_of(settings).read() == signed
+
+
+def test_who_may_sign_policies_may_not_sign_what_happened(settings: Settings) -> None:
+    broker, clock = FailingBroker(), Clock()
+    happen(broker, "decisions", 5)
+    run_until_audited(broker, settings, clock, "decisions")
+    [signer] = trusted_keys(settings)
+    (settings.state_dir / "keys" / "auditor.pem").unlink()
+    of_policies = msgspec.structs.replace(settings, trusted_keys=(signer,))
+    assert "who is not trusted" in str(verify_topic(of_policies, broker).first_bad)
+    of_audits = msgspec.structs.replace(settings, audit_keys=(signer,))
+    assert verify_topic(of_audits, broker).ok

@@ -32,6 +32,9 @@ NODES: Final = slice(ON_DEMAND, SPOT + 1)
 PRICE_GRID_USD: Final = 1e-4
 LONG_AGO_US: Final = -HOUR_US
 
+SENT, ASKED, REHEARSED, HELD = range(4)
+"""Tiers: growth that is sent, waits for a person, is only shown, or cannot happen at all."""
+
 
 class EnvelopeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The limits of every decision. Shares are of a pool's size and never round down to none."""
@@ -72,6 +75,8 @@ class EnvelopeState:
     scaling_in_flight: Flags
     pricing_in_flight: Flags
     """A command is under way, so `present` is about to move."""
+    tier: Integers = field(default_factory=lambda: np.full(1, SENT))
+    """How real growth is: it shares the fleet's budget with its own tier and after lower ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +193,9 @@ def _pass(
     action = _delta(action, batch, notes)
     action = _hysteresis(action, batch, state, config, notes)
     action = _disruption(action, batch, state, config, notes)
-    action = _projection(action, batch, notes)
+    # Both before and after: nobody spends what an exchange saves that is called off already.
+    action = _exchange(action, wish, batch, notes)
+    action = _projection(action, batch, state, notes)
     return _exchange(action, wish, batch, notes)
 
 
@@ -274,29 +281,66 @@ def _disruption(
     return notes.add("disruption", wish, after, "the window's budget, or nodes with running work")
 
 
-def _projection(wish: Floats, batch: PoolBatch, notes: _Notes) -> Floats:
+def _projection(wish: Floats, batch: PoolBatch, state: EnvelopeState, notes: _Notes) -> Floats:
     """Cut growth that would break a limit over several dimensions or pools, and nothing else."""
     present = batch.present[:, NODES]
-    cost = np.where(np.isfinite(batch.node_cost), batch.node_cost, 0.0)
-    growth = np.maximum(wish[:, NODES] - present, 0.0)
-    growth = np.where(np.isfinite(batch.node_cost), growth, 0.0)
+    priced = np.isfinite(batch.node_cost)
+    cost = np.where(priced, batch.node_cost, 0.0)
     kept = np.minimum(wish[:, NODES], present)
+
+    def grown(growth: Floats) -> Floats:
+        after = wish.copy()
+        after[:, NODES] = kept + growth
+        return after
+
     space = np.maximum(0.0, batch.nodes_max - kept.sum(axis=1))
+    growth = np.where(priced, np.maximum(wish[:, NODES] - present, 0.0), 0.0)
     growth = _ration(growth, space, first=SPOT)
-    spend = (kept * cost).sum(axis=1)
-    growth = _afford(growth, cost, np.maximum(0.0, batch.budget - spend))
+    why = "the pool's ceiling, or a billing that nobody offers"
+    action = notes.add("projection", wish, grown(growth), why)
+    unpriced = np.any(~priced & (present > 0.0), axis=1)
+    growth = np.where(_unjudged(batch, unpriced)[:, None], 0.0, growth)
+    why = "the cost of what is rented already is not known, so no budget can be kept"
+    action = notes.add("projection", action, grown(growth), why)
     # What an exchange saves is no other pool's to spend: it may yet be called off.
     exchanges = (wish[:, NODES] > present).any(axis=1) & (kept < present).any(axis=1)
-    spend = np.where(exchanges, (present * cost).sum(axis=1), spend)
-    fleets = np.bincount(batch.fleet, weights=spend)
-    asked = np.bincount(batch.fleet, weights=(growth * cost).sum(axis=1))[batch.fleet]
-    room = np.maximum(0.0, batch.fleet_budget - fleets[batch.fleet])
-    with np.errstate(invalid="ignore"):
-        share = np.where(asked > room, room / np.maximum(asked, 1e-9), 1.0)
-    growth = np.floor(growth * share[:, None] + 1e-9)
-    after = wish.copy()
-    after[:, NODES] = kept + growth
-    return notes.add("projection", wish, after, "the pool's ceiling or a budget")
+    unmoved, moved = (present * cost).sum(axis=1), (kept * cost).sum(axis=1)
+    growth = _afford(growth, cost, np.maximum(0.0, batch.budget - moved))
+    moved = np.where(exchanges, unmoved, moved)
+    tier = np.where(state.frozen | state.breaker_open, HELD, state.tier)
+    growth = _share(growth, cost, (unmoved, moved), batch, tier)
+    return notes.add("projection", action, grown(growth), "a budget")
+
+
+def _unjudged(batch: PoolBatch, unpriced: Flags) -> Flags:
+    """Return pools under a budget, their own or their fleet's, whose spending is not known."""
+    fleets = np.bincount(batch.fleet, weights=unpriced)[batch.fleet] > 0.0
+    unjudged: Flags = (np.isfinite(batch.budget) & unpriced) | (
+        np.isfinite(batch.fleet_budget) & fleets
+    )
+    return unjudged
+
+
+def _share(
+    growth: Floats, cost: Floats, spends: tuple[Floats, Floats], batch: PoolBatch, tier: Integers
+) -> Floats:
+    """Return the growth (n, 2) that each fleet's budget has room for, tier by tier.
+
+    `spends` are what pools cost as they stand and after what they give up. A pool takes nothing
+    from a lower tier, and saves nothing for one: what is only shown does not happen.
+    """
+    unmoved, moved = spends
+    for level in range(HELD + 1):
+        own = tier == level
+        asked = (growth * cost).sum(axis=1)
+        spend = np.where(tier <= level, moved, unmoved) + np.where(tier < level, asked, 0.0)
+        room = batch.fleet_budget - np.bincount(batch.fleet, weights=spend)[batch.fleet]
+        room = np.maximum(0.0, room)
+        asks = np.bincount(batch.fleet, weights=np.where(own, asked, 0.0))[batch.fleet]
+        with np.errstate(invalid="ignore"):
+            share = np.where(asks > room, room / np.maximum(asks, 1e-9), 1.0)
+        growth = np.where(own[:, None], np.floor(growth * share[:, None] + 1e-9), growth)
+    return growth
 
 
 def _exchange(action: Floats, wish: Floats, batch: PoolBatch, notes: _Notes) -> Floats:

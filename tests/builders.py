@@ -7,7 +7,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from gpuloop.actuators.envelope import LONG_AGO_US, EnvelopeConfig, EnvelopeState, delta_limits
+from gpuloop.actuators.envelope import (
+    LONG_AGO_US,
+    SENT,
+    EnvelopeConfig,
+    EnvelopeState,
+    delta_limits,
+)
 from gpuloop.schemas.component import Context, Output, Received
 from gpuloop.schemas.identity import sha256_of
 from gpuloop.schemas.messages import Control, JobState, Message, Offer, PoolState
@@ -220,4 +226,5 @@ def envelope_state(n: int = 1, **columns: Sequence[Any]) -> EnvelopeState:
     }
     arrays |= {name: np.array(columns.get(name, [0.0] * n), float) for name in counts}
     arrays |= {name: np.array(columns.get(name, [False] * n), np.bool_) for name in flags}
+    arrays["tier"] = np.array(columns.get("tier", [SENT] * n), np.int64)
     return EnvelopeState(**arrays)

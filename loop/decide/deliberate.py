@@ -7,12 +7,16 @@ budgets and the arbiter see the fleet. The record of a decision precedes what it
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import Final
 
 import numpy as np
 
 from gpuloop.actuators import commands
 from gpuloop.actuators.commands import Origin, Tariff
 from gpuloop.actuators.envelope import (
+    ASKED,
+    REHEARSED,
+    SENT,
     EnvelopeConfig,
     EnvelopeState,
     apply_envelope,
@@ -33,6 +37,13 @@ from gpuloop.schemas.messages import Command
 from gpuloop.schemas.messages.actions import Actuator, Mode, PriceTo, ScaleTo
 from gpuloop.schemas.policy import MIGRATION, ON_DEMAND, PRICE, SPOT, Floats, PoolBatch
 from gpuloop.schemas.units import USD_MICROS
+
+TIERS: Final[Mapping[Mode, int]] = {
+    "auto": SENT,
+    "advise": ASKED,
+    "shadow": REHEARSED,
+    "off": REHEARSED,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +75,7 @@ def deliberate(
         memories,
         [_virtual(mode) for mode in modes],
         [is_frozen(state.governance, (name,), ctx.now_us) for name in names],
+        [TIERS[mode["scaling"]] for mode in modes],
     )
     batch = observe_pools(
         memories,

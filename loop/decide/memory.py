@@ -21,8 +21,15 @@ from gpuloop.schemas.units import MINUTE_US
 PEAK_WINDOW_US: Final = 15 * MINUTE_US
 """Demand counts for scaling down until it has been lower for this long."""
 
-MAX_SAMPLES: Final = 20
+SAMPLE_US: Final = MINUTE_US
+"""Ticks within this long share one sample, which keeps the most that was demanded."""
+
 MAX_CHANGES: Final = 512
+"""Changes of one actuator after which its budgets count as spent, whatever they are.
+
+The log itself is only shortened by time: a change forgotten early would be one allowed twice."""
+
+SPENT: Final = 10**9
 TELEMETRY_LAG_US: Final = 5 * MINUTE_US
 """How long after its expiry a command without an outcome still counts as under way."""
 
@@ -100,17 +107,20 @@ def remember(memory: PoolMemory, pool: PoolState) -> None:
     if memory.samples and pool.tick_us <= memory.samples[-1].tick_us:
         return
     memory.latest = pool
+    demand = pool.gpus_allocated + queued_gpus(pool)
+    if memory.samples and memory.samples[-1].tick_us // SAMPLE_US == pool.tick_us // SAMPLE_US:
+        demand = max(demand, memory.samples.pop().demand_gpus)
     memory.samples.append(
         Sample(
             tick_us=pool.tick_us,
-            demand_gpus=pool.gpus_allocated + queued_gpus(pool),
+            demand_gpus=demand,
             arrived_gpus=pool.arrived_gpus,
             arrived_jobs=pool.arrived_jobs,
             refused_jobs=pool.refused_jobs,
         )
     )
     oldest_us = pool.tick_us - PEAK_WINDOW_US
-    memory.samples = [one for one in memory.samples if one.tick_us >= oldest_us][-MAX_SAMPLES:]
+    memory.samples = [one for one in memory.samples if one.tick_us >= oldest_us]
     memory.flights = {
         name: flight
         for name, flight in memory.flights.items()
@@ -125,7 +135,7 @@ def forget(memory: PoolMemory, now_us: int, window_us: int) -> None:
     oldest_us = now_us - window_us
     for name in ("changes", "virtual"):
         log = getattr(memory, name)
-        setattr(memory, name, [one for one in log if one.at_us > oldest_us][-MAX_CHANGES:])
+        setattr(memory, name, [one for one in log if one.at_us > oldest_us])
     memory.flights = {
         name: flight for name, flight in memory.flights.items() if flight.until_us > now_us
     }
@@ -138,10 +148,12 @@ def envelope_view(
     memories: Sequence[PoolMemory],
     virtual: Sequence[frozenset[Actuator]],
     frozen: Sequence[bool],
+    tiers: Sequence[int],
 ) -> EnvelopeState:
     """Return the envelope's memory of some pools.
 
-    `virtual[i]` names the actuators of pool i that are in shadow and so live by the virtual log.
+    `virtual[i]` names the actuators of pool i that are in shadow and so live by the virtual log;
+    `tiers[i]` says how real the growth of pool i would be.
     """
     rows = [_view(memory, shadowed) for memory, shadowed in zip(memories, virtual, strict=True)]
     numbers = np.array(rows, dtype=np.int64).reshape(len(memories), 8)
@@ -156,24 +168,24 @@ def envelope_view(
         pricing_in_flight=numbers[:, 7] > 0,
         breaker_open=np.array([memory.breaker_open for memory in memories], dtype=np.bool_),
         frozen=np.array(frozen, dtype=np.bool_),
+        tier=np.array(tiers, dtype=np.int64),
     )
 
 
 def _view(memory: PoolMemory, virtual: frozenset[Actuator]) -> tuple[int, ...]:
-    growth = shrink = price = LONG_AGO_US
-    started = stopped = moved = 0
-    for log, imagined in ((memory.changes, False), (memory.virtual, True)):
-        for change in log:
-            if (change.actuator in virtual) != imagined:
-                continue
-            if change.actuator == "pricing":
-                price = max(price, change.at_us)
-            elif change.actuator == "migration":
-                moved += 1
-            if change.started:
-                growth, started = max(growth, change.at_us), started + change.started
-            if change.stopped:
-                shrink, stopped = max(shrink, change.at_us), stopped + change.stopped
+    log = [
+        *(one for one in memory.changes if one.actuator not in virtual),
+        *(one for one in memory.virtual if one.actuator in virtual),
+    ]
+    growth = max((one.at_us for one in log if one.started), default=LONG_AGO_US)
+    shrink = max((one.at_us for one in log if one.stopped), default=LONG_AGO_US)
+    price = max((one.at_us for one in log if one.actuator == "pricing"), default=LONG_AGO_US)
+    started, stopped = sum(one.started for one in log), sum(one.stopped for one in log)
+    moved = sum(one.actuator == "migration" for one in log)
+    if sum(one.actuator == "scaling" for one in log) >= MAX_CHANGES:
+        started = stopped = SPENT
+    if moved >= MAX_CHANGES:
+        moved = SPENT
     own = {flight.actuator for flight in memory.flights.values()}
     return (
         growth, shrink, price, started, stopped, moved, "scaling" in own, "pricing" in own,

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from builders import START_US, batch, envelope_state
 from gpuloop.actuators.envelope import (
+    ASKED,
     LONG_AGO_US,
     NODES,
+    REHEARSED,
+    SENT,
     EnvelopeConfig,
     EnvelopeState,
     apply_envelope,
@@ -87,6 +90,7 @@ def pasts(draw: st.DrawFn, rows: int) -> EnvelopeState:
         frozen=column(RARELY),
         scaling_in_flight=column(RARELY),
         pricing_in_flight=column(RARELY),
+        tier=column(st.sampled_from([SENT, SENT, ASKED, REHEARSED])),
     )
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from builders import START_US, batch, envelope_state
-from gpuloop.actuators.envelope import EnvelopeConfig, Executed, apply_envelope
+from gpuloop.actuators.envelope import (
+    ASKED,
+    REHEARSED,
+    SENT,
+    EnvelopeConfig,
+    Executed,
+    apply_envelope,
+)
 from gpuloop.schemas.policy import MIGRATION, ON_DEMAND, PRICE, SPOT
 from gpuloop.schemas.units import MINUTE_US
 
@@ -115,6 +122,65 @@ def test_pools_share_the_budget_of_their_fleet_and_only_of_theirs():
 def test_a_billing_that_nobody_offers_is_not_bought():
     executed = execute([18.0, 10.0, 0.0, 4.0], node_cost=[[29.0, np.inf]])
     assert executed.action[0, :2].tolist() == [18.0, 8.0]
+
+
+UNKNOWN = [[29.0, np.inf]]
+"""Prices of a node: the spot nodes that stand have none."""
+
+
+@pytest.mark.parametrize("budget", [{"budget": [9_999.0]}, {"fleet_budget": [9_999.0]}])
+def test_a_budget_denies_growth_while_nobody_knows_what_stands_costs(budget: dict):
+    executed = execute([18.0, 8.0, 0.0, 4.0], node_cost=UNKNOWN, **budget)
+    assert executed.action[0, :2].tolist() == [16.0, 8.0]
+    assert "not known" in executed.adjustments[0][-1].reason
+
+
+def test_unknown_costs_of_one_pool_deny_growth_to_its_fleet_and_to_no_other():
+    three = batch(3, fleet=[0, 0, 1], fleet_budget=[9_999.0] * 3, node_cost=[*UNKNOWN, [29, 12],
+                                                                             [29, 12]])  # fmt: skip
+    wish = np.array([[18.0, 8.0, 0.0, 4.0]] * 3)
+    action = apply_envelope(wish, three, envelope_state(3), CONFIG).action
+    assert action[:, ON_DEMAND].tolist() == [16.0, 16.0, 18.0]
+
+
+def test_an_unknown_cost_still_lets_nodes_go():
+    executed = execute([15.0, 7.0, 0.0, 4.0], node_cost=UNKNOWN, budget=[9_999.0])
+    assert executed.action[0, :2].tolist() == [15.0, 7.0]
+
+
+GROWING = np.array([[18.0, 8.0, 0.0, 4.0]] * 2)
+SPENT = 2 * (16 * 29.0 + 8 * 12.0)
+
+
+@pytest.mark.parametrize("tier", [ASKED, REHEARSED])
+def test_growth_that_is_not_sent_takes_nothing_from_a_pool_that_acts(tier: int):
+    two = batch(2, fleet_budget=[SPENT + 58.0] * 2)
+    executed = apply_envelope(GROWING, two, envelope_state(2, tier=[SENT, tier]), CONFIG)
+    assert executed.action[:, ON_DEMAND].tolist() == [18.0, 16.0]
+
+
+@pytest.mark.parametrize("held", ["frozen", "breaker_open"])
+def test_growth_that_is_held_takes_nothing_from_a_pool_that_acts(held: str):
+    two = batch(2, fleet_budget=[SPENT + 58.0] * 2)
+    executed = apply_envelope(GROWING, two, envelope_state(2, **{held: [False, True]}), CONFIG)
+    assert executed.action[:, ON_DEMAND].tolist() == [18.0, 16.0]
+
+
+def test_rehearsals_share_what_those_that_act_leave():
+    three = batch(3, fleet_budget=[1.5 * SPENT + 4 * 29.0] * 3)
+    past = envelope_state(3, tier=[REHEARSED, SENT, REHEARSED])
+    wish = np.array([[18.0, 8.0, 0.0, 4.0]] * 3)
+    executed = apply_envelope(wish, three, past, CONFIG)
+    assert executed.action[:, ON_DEMAND].tolist() == [17.0, 18.0, 17.0]
+
+
+def test_what_a_rehearsal_would_save_is_not_there_to_be_spent():
+    two = batch(2, fleet_budget=[SPENT] * 2)
+    wish = np.array([[18.0, 8.0, 0.0, 4.0], [14.0, 8.0, 0.0, 4.0]])
+    shown = apply_envelope(wish, two, envelope_state(2, tier=[SENT, REHEARSED]), CONFIG).action
+    done = apply_envelope(wish, two, envelope_state(2), CONFIG).action
+    assert shown[:, ON_DEMAND].tolist() == [16.0, 14.0]
+    assert done[:, ON_DEMAND].tolist() == [18.0, 14.0]
 
 
 def test_a_wish_that_is_not_a_number_is_replaced_by_the_rules():

@@ -48,11 +48,15 @@ def test_half_an_exchange_never_empties_a_pool(wish: list[float]):
 
 
 def test_the_saving_of_an_exchange_that_is_called_off_is_not_spent_by_another_pool():
-    spent = 2 * 16 * 29.0 + 8 * 12.0  # An unknown price counts as none.
-    two = batch(2, fleet_budget=[spent + 13.0] * 2, node_cost=[[29.0, UNKNOWN], [29.0, 12.0]])
+    spent = 2 * (16 * 29.0 + 8 * 12.0)
     wish = np.array([[13.0, 11.0, 0.0, 4.0], [16.0, 12.0, 0.0, 4.0]])
-    action = apply_envelope(wish, two, envelope_state(2), CONFIG).action[:, NODES]
-    assert action.tolist() == [[16.0, 8.0], [16.0, 9.0]]
+    for cut in (
+        {"budget": [spent / 2 - 80.0, np.inf]},
+        {"high": [[48.0, 8.0, 1.0, 8.0], [48.0, 48.0, 1.0, 8.0]]},
+    ):
+        two = batch(2, fleet_budget=[spent + 13.0] * 2, **cut)
+        action = apply_envelope(wish, two, envelope_state(2), CONFIG).action[:, NODES]
+        assert action.tolist() == [[16.0, 8.0], [16.0, 9.0]]
 
 
 @settings(max_examples=150, deadline=None)

@@ -16,6 +16,7 @@ from gpuloop.loop.evaluate.chain import (
     GENESIS,
     AuditError,
     chained,
+    gaps_allowed,
     is_genuine,
     signed_checkpoint,
 )
@@ -68,11 +69,24 @@ class Auditor:
                 raise AuditError(f"{part} ends at {ends[part]}, its chain at {positions[part]}")
         return positions
 
+    def gap(self, record: Record) -> int:
+        """Return how many records before this one expired unaudited; 0 where a topic compacts."""
+        return 0 if gaps_allowed(record.topic) else self._missing_before(record)
+
+    def _missing_before(self, record: Record) -> int:
+        head = self._heads.get(Partition(record.topic, record.partition))
+        return record.offset - (head.offset + 1 if head else 0)
+
     def audit(self, record: Record) -> Encoded:
         """Extend the record's chain; return what to write, which must succeed before going on."""
         part = Partition(record.topic, record.partition)
         head = self._heads.get(part)
-        entry = chained(record, fleet=self._fleet, previous_hash=head.hash if head else GENESIS)
+        entry = chained(
+            record,
+            fleet=self._fleet,
+            previous_hash=head.hash if head else GENESIS,
+            missing_before=self._missing_before(record),
+        )
         self._heads[part] = ChainHead(
             fleet=self._fleet,
             topic=entry.topic,

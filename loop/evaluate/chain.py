@@ -7,8 +7,9 @@ source alone and writing a record twice writes the same thing. Every hash covers
     checkpoint hash  SHA-256(0x01 || previous hash || canonical bytes)
 
 Canonical bytes are fields in a fixed order, each behind its length as 8 big-endian bytes, numbers
-in decimal; a new optional field of a message therefore changes no old hash. The first record of a
-chain, and the first checkpoint, follow 32 zero bytes. Knows nothing of brokers, files or time.
+in decimal; a new optional field of a message therefore changes no old hash. How many numbers are
+missing before a record is the last field, and left out when none is. The first record of a chain,
+and the first checkpoint, follow 32 zero bytes. Knows nothing of brokers, files or time.
 """
 
 import hashlib
@@ -53,7 +54,9 @@ def gaps_allowed(topic: str) -> bool:
     return CATALOGUE[topic].compacted
 
 
-def chained(record: Record, *, fleet: str, previous_hash: str) -> AuditRecord:
+def chained(
+    record: Record, *, fleet: str, previous_hash: str, missing_before: int = 0
+) -> AuditRecord:
     """Return the audit record of a source record that follows `previous_hash` in its chain."""
     draft = AuditRecord(
         fleet=fleet,
@@ -66,6 +69,7 @@ def chained(record: Record, *, fleet: str, previous_hash: str) -> AuditRecord:
         value=_kept(record.value, KEPT_VALUE_BYTES),
         previous_hash=previous_hash,
         hash=GENESIS,
+        missing_before=missing_before,
     )
     return msgspec.structs.replace(draft, hash=record_hash(draft))
 
@@ -87,6 +91,7 @@ def record_hash(record: AuditRecord) -> str:
         str(len(record.headers)),
         *(text for header in record.headers for text in header),
         record.value,
+        *([str(record.missing_before)] if record.missing_before else []),
     ]
     return _hash(_RECORD, record.previous_hash, fields)
 

@@ -24,6 +24,7 @@ from gpuloop.loop.evaluate.chain import (
 from gpuloop.schemas.codec import BadInput, Record, decode
 from gpuloop.schemas.messages import AuditCheckpoint, AuditRecord
 
+MAX_GAPS: Final = 100
 MAX_UNSIGNED_RECORDS: Final = 5000
 """An auditor signs every 1,000 records; a longer stretch has lost its checkpoints."""
 
@@ -40,8 +41,25 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.at}: {self.subject}: {self.problem}"
 
 
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """Records of a source that were never audited: they had expired by then, the chain says."""
+
+    topic: str
+    partition: int
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        return f"{self.topic}/{self.partition} records {self.first} to {self.last}"
+
+
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was verified up to the end, or up to `first_bad`; `records` counts no duplicates."""
+    """What was verified up to the end, or up to `first_bad`; `records` counts no duplicates.
+
+    `ok` says that nothing was tampered with. `missed` records of sources that keep all of them are
+    in no chain, where `gaps` says, of which the first `MAX_GAPS` are named.
+    """
 
     ok: bool
     records: int
@@ -50,6 +68,8 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     anchors: int
     unsigned_records: int
     first_bad: Finding | None
+    missed: int = 0
+    gaps: tuple[Gap, ...] = ()
 
 
 class _Bad(Exception):
@@ -71,7 +91,11 @@ class _Chain:
 
     @property
     def head(self) -> str:
-        return self._hashes[-32:].hex() if self.numbers else GENESIS
+        return self.hash_at(len(self.numbers))
+
+    def hash_at(self, length: int) -> str:
+        """Return the hash that stands after the first `length` records."""
+        return self._hashes[32 * (length - 1) : 32 * length].hex() if length else GENESIS
 
     @property
     def last(self) -> int:
@@ -80,6 +104,13 @@ class _Chain:
     def add(self, number: int, digest: str) -> None:
         self.numbers.append(number)
         self._hashes += bytes.fromhex(digest)
+
+    def cut(self, length: int) -> int:
+        """Forget the records after the first `length`; return how many."""
+        forgotten = len(self.numbers) - length
+        del self.numbers[length:]
+        del self._hashes[32 * length :]
+        return forgotten
 
     def find(self, number: int, digest: str) -> int | None:
         """Return how many records the chain has up to this one; None when it is not there."""
@@ -104,6 +135,8 @@ class _Verifier:
         self._chains: Final[dict[tuple[str, int], _Chain]] = {}
         self._checkpoints: Final[list[set[str]]] = []
         self._unsigned = 0
+        self._missed = 0
+        self._gaps: Final[list[Gap]] = []
 
     @property
     def checkpoints(self) -> int:
@@ -129,12 +162,13 @@ class _Verifier:
         if record.hash != record_hash(record):
             raise _Bad(subject, "its hash does not follow from its content")
         chain = self._chains.setdefault((record.topic, record.partition), _Chain())
-        if record.offset <= chain.last:
-            if chain.find(record.offset, record.hash) is None:
-                raise _Bad(subject, "differs from what is chained under this number already")
+        if chain.find(record.offset, record.hash) is not None:
             return
-        if chain.numbers and record.offset > chain.last + 1 and not gaps_allowed(record.topic):
-            raise _Bad(subject, f"the records after {chain.last} are missing before it")
+        if record.missing_before:
+            self._unsigned -= _take_back(chain, record)
+        if record.offset <= chain.last:
+            raise _Bad(subject, "differs from what is chained under this number already")
+        self._check_gap(chain, record, subject)
         if record.previous_hash != chain.head:
             after = f"record {chain.last}" if chain.numbers else "an empty chain"
             raise _Bad(subject, f"its previous hash is not that of {after}")
@@ -145,6 +179,25 @@ class _Verifier:
         self._unsigned += 1
         if self._unsigned > MAX_UNSIGNED_RECORDS:
             raise _Bad(subject, f"no checkpoint within {MAX_UNSIGNED_RECORDS} records")
+
+    def _check_gap(self, chain: _Chain, record: AuditRecord, subject: str) -> None:
+        """Take a gap that the auditor owned up to, and note it; compaction needs no excuse."""
+        missing = record.offset - chain.last - 1
+        if not missing or gaps_allowed(record.topic):
+            return
+        # Auditors of old did not own up to a late beginning; their first hash tells of it anyway.
+        if record.missing_before != missing and chain.numbers:
+            raise _Bad(subject, f"the records after {chain.last} are missing before it")
+        self._missed += missing
+        if len(self._gaps) < MAX_GAPS:
+            self._gaps.append(
+                Gap(
+                    topic=record.topic,
+                    partition=record.partition,
+                    first=chain.last + 1,
+                    last=record.offset - 1,
+                )
+            )
 
     def _check_checkpoint(self, checkpoint: AuditCheckpoint) -> None:
         subject, known = f"checkpoint {checkpoint.number}", self._checkpoints
@@ -198,8 +251,22 @@ class _Verifier:
             checkpoints=self.checkpoints,
             anchors=len(self._anchors),
             unsigned_records=self._unsigned,
+            missed=self._missed,
+            gaps=tuple(self._gaps),
             first_bad=first_bad,
         )
+
+
+def _take_back(chain: _Chain, record: AuditRecord) -> int:
+    """Forget what an auditor chained, did not live to sign, and found expired when it came back.
+
+    Its successor goes on from what was signed, so its first record follows that one, across a gap.
+    Return how many records are forgotten; what is signed is never taken back.
+    """
+    length = bisect_left(chain.numbers, record.offset - record.missing_before)
+    if length >= chain.signed and record.previous_hash == chain.hash_at(length):
+        return chain.cut(length)
+    return 0
 
 
 def verify(

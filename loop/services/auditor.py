@@ -14,12 +14,14 @@ from gpuloop.loop.evaluate.anchors import Anchors
 from gpuloop.loop.evaluate.audit import anchors_of, key_path, trusted_keys
 from gpuloop.loop.evaluate.auditor import Auditor, last_checkpoint, sources
 from gpuloop.loop.evaluate.keys import load_or_create, public_hex
+from gpuloop.loop.services import metrics
 from gpuloop.loop.services.health import Health
 from gpuloop.loop.services.process import serving
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.broker import Broker, Partition
 from gpuloop.loop.shells.clock import wall_us
 from gpuloop.loop.shells.kafka import KafkaBroker
+from gpuloop.schemas.codec import Encoded, Record
 
 NAME: Final = "auditor"
 BATCH_RECORDS: Final = 500
@@ -66,7 +68,7 @@ def run(
         while not stop.is_set():
             records = consumer.poll(max_records=BATCH_RECORDS, timeout_s=POLL_S)
             if records:
-                broker.produce([auditor.audit(record) for record in records])
+                broker.produce([_entry(auditor, record) for record in records])
                 positions |= {Partition(r.topic, r.partition): r.offset + 1 for r in records}
                 consumer.commit(positions)
             if auditor.due(wall()):
@@ -79,6 +81,18 @@ def run(
             _checkpoint(broker, auditor, anchors, wall())
     finally:
         consumer.close()
+
+
+def _entry(auditor: Auditor, record: Record) -> Encoded:
+    """Chain a record, and say so where records before it will never be: the chain says it too."""
+    missing = auditor.gap(record)
+    if missing:
+        metrics.AUDIT_MISSED.inc(missing)
+        _log.error(
+            "records expired before they were audited",
+            extra={"topic": record.topic, "partition": record.partition, "missing": missing},
+        )
+    return auditor.audit(record)
 
 
 def _checkpoint(broker: Broker, auditor: Auditor, anchors: Anchors, now: int) -> None:

@@ -29,6 +29,10 @@ REPLAY_MISMATCHES = _counter(
 INPUTS_EXPIRED = _counter(
     "inputs_expired_total", "Partitions whose next records had expired at a start.", "component"
 )
+AUDIT_MISSED = _counter(
+    "audit_missed_total",
+    "Records that expired before they were audited; `audit verify` names them.",
+)
 ANALYSES = _counter("analyses_total", "Questions to the deep causal tier.", "result")
 REANCHORED = _counter("clock_reanchored_total", "Times the world fell behind its clock.")
 STEP_SECONDS = Histogram(

@@ -21,6 +21,7 @@ def verify(
 ) -> None:
     """Verify every chain and checkpoint; exit 1 and name the first bad record if there is one."""
     from gpuloop.loop.evaluate.audit import AuditError, verify_topic
+    from gpuloop.loop.evaluate.verify import MAX_GAPS
 
     try:
         found = verify_topic(settings(state_dir, bootstrap_servers))
@@ -36,5 +37,12 @@ def verify(
         )
     else:
         typer.echo(f"the first bad record, after {found.records} good ones: {found.first_bad}")
+    if found.missed and not as_json:
+        more = "" if len(found.gaps) < MAX_GAPS else " ..."
+        typer.echo(
+            f"{found.missed} records had expired before they were audited: "
+            + ", ".join(map(str, found.gaps))
+            + more
+        )
     if not found.ok:
         raise typer.Exit(1)

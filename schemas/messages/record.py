@@ -10,12 +10,14 @@ from gpuloop.schemas.units import Count, Digest, Name, Text, WallUs
 RawHeaders = Annotated[tuple[tuple[str, str], ...], Meta(max_length=64)]
 
 
-class AuditRecord(Message, frozen=True, kw_only=True):
+class AuditRecord(Message, frozen=True, kw_only=True, omit_defaults=True):
     """One record of the chain of `(topic, partition)`; its number is the source offset.
 
-    `key`, `value` and header values are base64 of the original bytes; `-` stands for null,
-    `sha256:` and a digest for what is too long to keep. `hash` is
-    SHA-256(0x00 || previous hash || canonical bytes), see `gpuloop.loop.evaluate.chain`.
+    `missing_before` numbers just before it were gone from the source when it was audited: expired,
+    or compacted away; it is left out when none was, so that no byte is without meaning. `key`,
+    `value` and header values are base64 of the original bytes; `-` stands for null, `sha256:` and a
+    digest for what is too long to keep. `hash` is SHA-256(0x00 || previous hash || canonical
+    bytes), see `gpuloop.loop.evaluate.chain`.
     """
 
     TYPE: ClassVar[str] = "audit.record"
@@ -29,6 +31,7 @@ class AuditRecord(Message, frozen=True, kw_only=True):
     value: str
     previous_hash: Digest
     hash: Digest
+    missing_before: Count = 0
 
 
 class ChainHead(Message, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ def history() -> tuple[list[Record], list[AuditCheckpoint], str]:
         source = Record(
             topic=topic,
             partition=0,
-            offset=number // 3,
+            offset=number // 3 + 5 * (number > 30),
             timestamp_ms=number,
             key=b"pool",
             headers=(("ce_id", b"%d" % number),),

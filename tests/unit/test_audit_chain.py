@@ -133,3 +133,12 @@ def test_an_anchor_that_is_no_checkpoint_is_named_by_its_line(tmp_path: Path) ->
         file.write(b"{}\n")
     with pytest.raises(AuditError, match="line 2"):
         Anchors(path).read()
+
+
+def test_what_is_missing_before_a_record_is_hashed_and_nothing_missing_changes_no_old_hash() -> (
+    None
+):
+    record = chained(a_record(), fleet="local", previous_hash=GENESIS)
+    gapped = chained(a_record(), fleet="local", previous_hash=GENESIS, missing_before=2)
+    assert record_hash(gapped) != record_hash(record)
+    assert b"missing_before" not in msgspec.json.encode(record)

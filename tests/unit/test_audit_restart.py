@@ -197,7 +197,30 @@ def test_records_that_expired_before_they_were_audited_are_reported(settings: Se
     broker.after_produce = stop.set
     run(broker, settings, Health("auditor"), stop, clock)
     report = verify_topic(settings, broker)
-    assert "proposals/0 record 8: the records after 4 are missing" in str(report.first_bad)
+    assert report.ok
+    assert (report.missed, [str(gap) for gap in report.gaps]) == (3, ["proposals/0 records 5 to 7"])
+
+
+def test_what_a_crash_left_unsigned_and_downtime_let_expire_is_a_gap_and_no_forgery(
+    settings: Settings,
+) -> None:
+    broker, clock = FailingBroker(), Clock()
+    happen(broker, "proposals", 5)
+    run_until_audited(broker, settings, clock, "proposals")
+    happen(broker, "proposals", 3)
+    broker.dies_at, broker.lands = 1, True
+    with pytest.raises(BrokerError):
+        run_until_audited(broker, settings, clock, "proposals")
+    broker.dies_at = -1
+    happen(broker, "proposals", 2)
+    broker.expire(Partition("proposals", 0), 7)
+    stop = threading.Event()
+    broker.after_produce = stop.set
+    run(broker, settings, Health("auditor"), stop, clock)
+    report = verify_topic(settings, broker)
+    assert report.first_bad is None
+    assert [str(gap) for gap in report.gaps] == ["proposals/0 records 5 to 6"]
+    assert (report.records, report.unsigned_records) == (8, 0)
 
 
 def test_every_checkpoint_on_the_topic_is_anchored(settings: Settings) -> None:

@@ -233,11 +233,39 @@ def test_a_forged_or_stray_anchor_is_found(topic: Topic, tmp_path: Path) -> None
     assert "anchor 4: checkpoint 0: signed by" in first_bad(report)
 
 
-def test_only_compacted_sources_may_have_gaps(topic: Topic) -> None:
-    assert topic.happen("controls").happen("controls", skip=3).verify().ok
-    assert "rewards/0 record 9: the records after 5 are missing" in first_bad(
-        topic.happen("rewards", skip=3).verify()
+def test_gaps_of_compacted_sources_are_no_news_and_those_of_others_are_told(topic: Topic) -> None:
+    report = topic.happen("controls").happen("controls", skip=3).verify()
+    assert (report.ok, report.missed) == (True, 0)
+    report = topic.happen("rewards", skip=3).sign().happen("rewards").verify()
+    assert report.ok
+    assert (report.missed, [str(gap) for gap in report.gaps]) == (3, ["rewards/0 records 6 to 8"])
+
+
+def test_a_chain_that_begins_late_says_what_it_lacks(tmp_path: Path) -> None:
+    report = Topic(tmp_path / "key.pem").happen("rewards", skip=9).sign().verify()
+    assert [str(gap) for gap in report.gaps] == ["rewards/0 records 0 to 8"]
+
+
+def test_a_gap_that_no_auditor_owned_up_to_is_found(topic: Topic) -> None:
+    topic.happen("rewards", skip=3)
+    silent = message(topic.records[-1])
+    assert isinstance(silent, AuditRecord)
+    silent = msgspec.structs.replace(silent, missing_before=0)
+    silent = msgspec.structs.replace(silent, hash=record_hash(silent))
+    topic.records[-1] = rewritten(topic.records[-1], silent)
+    assert "rewards/0 record 9: the records after 5 are missing" in first_bad(topic.verify())
+
+
+def test_signed_records_cannot_be_taken_back_by_a_gap(topic: Topic) -> None:
+    """A writer without the key claims that records which are signed had expired."""
+    signed = message(topic.records[0])
+    assert isinstance(signed, AuditRecord)
+    forged = msgspec.structs.replace(
+        signed, offset=9, missing_before=8, previous_hash=signed.hash, value="-"
     )
+    forged = msgspec.structs.replace(forged, hash=record_hash(forged))
+    topic.records.append(rewritten(replace(topic.records[0], offset=len(topic.records)), forged))
+    assert "decisions/0 record 9: the records after 6 are missing" in first_bad(topic.verify())
 
 
 def test_a_record_dropped_from_a_compacted_chain_is_still_missed(topic: Topic) -> None:

@@ -68,7 +68,6 @@ class Loop:
             trusted_keys=decider.trusted_keys,
             rule=decider.mind.rule,
             envelope=decider.mind.envelope,
-            override=decider.mind.override,
         )
 
     def answer(self, command: Command, status: str, reason: str = "ok", **changes: Any) -> None:

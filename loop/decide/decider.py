@@ -16,7 +16,6 @@ from gpuloop.loop.decide.governance import EVERY, Governance, claim, follow
 from gpuloop.loop.decide.memory import forget
 from gpuloop.loop.decide.policies import (
     Library,
-    Override,
     accept_version,
     accept_weights,
     staged_policies,
@@ -83,12 +82,10 @@ class Decider:
         trusted_keys: Collection[str] = (),
         rule: RuleConfig | None = None,
         envelope: EnvelopeConfig | None = None,
-        override: Override | None = None,
     ) -> None:
         """Decide for `fleet`.
 
-        `trusted_keys` are the public keys (hex) whose policies may be loaded. `override` gives the
-        learned offsets of each tick at alpha 1: a training environment acts through it.
+        `trusted_keys` are the public keys (hex) whose policies may be loaded.
         """
         self.state_type = DeciderState
         self.tick_every_us: TimeUs = CONTROL_TICK_US
@@ -98,7 +95,6 @@ class Decider:
             fleet=fleet,
             rule=rule or RuleConfig(),
             envelope=envelope or EnvelopeConfig(),
-            override=override,
         )
 
     def initial(self) -> DeciderState:
@@ -170,7 +166,7 @@ class Decider:
         for memory in state.pools.values():
             forget(memory, ctx.now_us, self.mind.envelope.window_us)
         lapse(state.suspects, ctx.now_us)
-        tidy(state.desk, ctx.now_us)
+        tidy(state.desk, ctx.now_us, ctx.wall_us)
         late_us = tick_us - CONTROL_TICK_US
         if state.decided_us == 0 and state.pools:
             newest = max(memory.latest.tick_us for memory in state.pools.values())
@@ -181,6 +177,10 @@ class Decider:
         if tick_us <= state.decided_us or not state.pools or not state.governance.owns:
             return []
         state.decided_us = tick_us
+        return self.deliberate(state, tick_us, ctx)
+
+    def deliberate(self, state: DeciderState, tick_us: int, ctx: Context) -> list[Output]:
+        """Decide for all pools; where offsets come from outside, this is what waits for them."""
         return deliberate(self.mind, state, tick_us, ctx)
 
     def _reflex(

@@ -1,10 +1,11 @@
 """One deliberation: from the state to decisions and what they lead to.
 
 Observe, wish, guard, draft, arbitrate, record, in this order and for all pools at once, so that
-budgets and the arbiter see the fleet. The record of a decision precedes what it leads to.
+budgets and the arbiter see the fleet. The record of a decision precedes what it leads to. Looking
+and deciding are two acts, because in a training environment the offsets come in between.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Final
@@ -23,9 +24,9 @@ from gpuloop.actuators.envelope import (
     migration_budget,
 )
 from gpuloop.loop.decide.governance import DECIDED, is_frozen, modes_of, obstacle
-from gpuloop.loop.decide.memory import envelope_view
+from gpuloop.loop.decide.memory import PoolMemory, envelope_view
 from gpuloop.loop.decide.observation import anchor_price, observe_pools
-from gpuloop.loop.decide.policies import Actors, Override, choose, rule_only
+from gpuloop.loop.decide.policies import Actors, Choice, choose, rule_only
 from gpuloop.loop.decide.record import Scene, decide_record, reasons
 from gpuloop.loop.decide.release import Draft, draft, settle
 from gpuloop.loop.decide.state import DeciderState, movable_jobs, surroundings
@@ -53,8 +54,19 @@ class Mind:
     fleet: str
     rule: RuleConfig = field(default_factory=RuleConfig)
     envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
-    override: Override | None = None
     actors: Actors = field(default_factory=Actors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What is seen of some pools at one moment; `now_us` of `ctx` is that moment."""
+
+    tick_us: int
+    ctx: Context
+    memories: Sequence[PoolMemory]
+    modes: Sequence[Mapping[Actuator, Mode]]
+    envelope: EnvelopeState
+    batch: PoolBatch
 
 
 def deliberate(
@@ -65,7 +77,22 @@ def deliberate(
     suspicion: Suspicion | None = None,
 ) -> list[Output]:
     """Return the decisions of one tick, or the one reflex to a suspicion, and what follows."""
-    names = sorted(state.pools) if suspicion is None else [suspicion.pool]
+    if suspicion is None:
+        return decide(mind, state, look(mind, state, tick_us, ctx))
+    view = look(mind, state, tick_us, ctx, [suspicion.pool])
+    view = replace(view, batch=replace(view.batch, rule=_evacuation(view.batch)))
+    return _conclude(mind, state, view, rule_only(view.batch), "node")
+
+
+def look(
+    mind: Mind,
+    state: DeciderState,
+    tick_us: int,
+    ctx: Context,
+    names: Sequence[str] | None = None,
+) -> View:
+    """Return what is seen of these pools, or of all, in the order of their names."""
+    names = sorted(state.pools) if names is None else names
     memories = [state.pools[name] for name in names]
     around = surroundings(state, ctx.now_us)
     for memory in memories:
@@ -86,31 +113,48 @@ def deliberate(
         rule=mind.rule,
         config=mind.envelope,
     )
-    if suspicion is None:
-        choice = choose(
-            state.library, mind.actors, state.governance, memories, batch, ctx, mind.override
-        )
-    else:
-        batch = replace(batch, rule=_evacuation(batch))
-        choice = rule_only(batch)
+    return View(
+        tick_us=tick_us, ctx=ctx, memories=memories, modes=modes, envelope=envelope, batch=batch
+    )
+
+
+def decide(
+    mind: Mind, state: DeciderState, view: View, offsets: Floats | None = None
+) -> list[Output]:
+    """Return the decisions on a view of all pools, and what follows.
+
+    `offsets` (n, 4) in [-1, 1] act at alpha 1 in place of the policies that are staged.
+    """
+    choice = choose(
+        state.library, mind.actors, state.governance, view.memories, view.batch, view.ctx, offsets
+    )
+    return _conclude(mind, state, view, choice, "cluster")
+
+
+def _conclude(
+    mind: Mind, state: DeciderState, view: View, choice: Choice, level: str
+) -> list[Output]:
+    """Return what a choice comes to: the records first, one per pool, then what follows."""
+    batch, ctx, epoch = view.batch, view.ctx, state.governance.epoch
     wish = batch.rule + choice.joint * batch.delta
-    level = "cluster" if suspicion is None else "node"
-    epoch = state.governance.epoch
     scene = Scene(
         fleet=mind.fleet,
         level=level,
         epoch=epoch,
-        tick_us=tick_us,
+        tick_us=view.tick_us,
         batch=batch,
         choice=choice,
-        executed=apply_envelope(wish, batch, envelope, mind.envelope, choice.out_of_range),
-        modes=modes,
-        decision_ids=[decision_id(mind.fleet, name, level, epoch, tick_us) for name in names],
+        executed=apply_envelope(wish, batch, view.envelope, mind.envelope, choice.out_of_range),
+        modes=view.modes,
+        decision_ids=[
+            decision_id(mind.fleet, name, level, epoch, view.tick_us) for name in batch.pools
+        ],
         forecasts=state.forecasts,
         envelope_digest=mind.envelope.digest,
         rule=mind.rule,
     )
-    drafts = [_drafts(mind, state, scene, row, envelope, ctx) for row in range(len(names))]
+    rows = range(len(batch.pools))
+    drafts = [_drafts(mind, state, scene, row, view.envelope, ctx) for row in rows]
     settled = settle(
         state.desk,
         state.pools,
@@ -118,20 +162,20 @@ def deliberate(
         ctx,
         obstacle(state.governance, ctx.wall_us),
     )
-    records = []
-    for row, memory in enumerate(memories):
-        decision = decide_record(scene, row, drafts[row], settled)
-        records.append(
-            Output(
-                topic="decisions",
-                key=decision.pool,
-                message=decision,
-                event_id=derived_event_id("decisions", [decision.decision_id]),
-                time_us=ctx.now_us,
-            )
+    decisions = [decide_record(scene, row, drafts[row], settled) for row in rows]
+    if level == "cluster":
+        for row, memory in enumerate(view.memories):
+            memory.last_steps = _steps(batch, row, decisions[row].executed_action)
+    records = [
+        Output(
+            topic="decisions",
+            key=decision.pool,
+            message=decision,
+            event_id=derived_event_id("decisions", [decision.decision_id]),
+            time_us=ctx.now_us,
         )
-        if suspicion is None:
-            memory.last_steps = _steps(batch, row, decision.executed_action)
+        for decision in decisions
+    ]
     return [*records, *settled.outputs]
 
 

@@ -6,7 +6,7 @@ of this.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -47,8 +47,6 @@ EXPLORATION_STEP: Final = 0.5
 """Size of an exploring offset, in delta limits."""
 
 NO_DIGEST: Final = sha256_of("none")
-Override = Callable[[PoolBatch], Floats]
-"""Learned offsets (n, 4) in [-1, 1] for a batch, injected by a training environment."""
 
 
 class Library(State):
@@ -206,9 +204,12 @@ def choose(
     memories: Sequence[PoolMemory],
     batch: PoolBatch,
     ctx: Context,
-    override: Override | None,
+    offsets: Floats | None = None,
 ) -> Choice:
-    """Return what the acting policies wish for every pool, and what the shadows would."""
+    """Return what the acting policies wish for every pool, and what the shadows would.
+
+    `offsets` (n, 4), where given, act at alpha 1 in their place.
+    """
     who = [acting(library, actors, governance, pool, ctx.now_us) for pool in batch.pools]
     policy = np.zeros_like(batch.present)
     strange = np.zeros(len(who), dtype=np.bool_)
@@ -218,8 +219,8 @@ def choose(
             policy[row] = one.actor(seen)[0]
             strange[row] = one.alpha > 0.0 and not one.actor.in_range(seen)[0]
     alpha = np.array([one.alpha for one in who])
-    if override is not None:
-        policy = np.clip(np.asarray(override(batch), dtype=float), -1.0, 1.0)
+    if offsets is not None:
+        policy = np.clip(np.asarray(offsets, dtype=float), -1.0, 1.0)
         alpha = np.ones(len(who))
     draws = [
         _draw(memory, one.exploration, batch, row, ctx)

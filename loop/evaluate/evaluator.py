@@ -4,7 +4,8 @@ A decision opens a window at its tick and closes the one before. Windows of a po
 so the rewards of a pool add up to its ledger's flow between the first and the last of them. A
 window is read off the ledger two minutes of fleet time after its end, when late telemetry is in;
 after a restart the clock is far ahead of what has been read, so telemetry must have come past the
-end as well. It owns no money: `ledger` says what things earn and cost.
+end as well. In memory nothing is late, and a window can be read off the moment it ends. It owns no
+money: `ledger` says what things earn and cost.
 """
 
 from bisect import insort
@@ -24,10 +25,10 @@ from gpuloop.schemas.messages import (
     Reward,
     ServiceSample,
 )
-from gpuloop.schemas.units import MINUTE_US
+from gpuloop.schemas.units import MINUTE_US, TimeUs
 from gpuloop.streams.horizon import refuse_future
 
-LATENESS_US: Final = 2 * MINUTE_US
+SETTLING_US: Final = 2 * MINUTE_US
 GAP_US: Final = 5 * MINUTE_US
 """A longer window, or silence about capacity, does not show what one decision did."""
 HORIZON_US: Final = 30 * MINUTE_US
@@ -40,7 +41,10 @@ _LEVELS: Final[dict[str, int]] = {"cluster": 0, "continuum": 1}
 
 
 class Window(msgspec.Struct, array_like=True, order=True):
-    """The time from a decision's tick until the next decision about its pool."""
+    """The time from a decision's tick until the next decision about its pool.
+
+    One without a decision has begun at a tick whose decision is still to come.
+    """
 
     start_us: int
     decision_id: str
@@ -87,9 +91,15 @@ class Evaluator:
     )
     state_version: ClassVar[int] = 1
 
-    def __init__(self) -> None:
+    def __init__(self, *, settling_us: TimeUs = SETTLING_US) -> None:
+        """Read a window off `settling_us` after its end.
+
+        0 is for a loop in memory, where decisions are made at every tick and nothing is late: a
+        window ends at the tick itself, before its decisions, so they can be made knowing it.
+        """
         self.state_type = EvaluatorState
-        self.tick_every_us = MINUTE_US
+        self.tick_every_us: TimeUs = MINUTE_US
+        self.settling_us = settling_us
 
     def initial(self) -> EvaluatorState:
         """Return the state before any event."""
@@ -105,7 +115,10 @@ class Evaluator:
 
         """
         if isinstance(event, Tick):
-            return state, _close(state, event.tick_us)
+            outputs = _close(state, event.tick_us, self.settling_us)
+            if self.settling_us == 0:
+                outputs += _end_now(state, event.tick_us)
+            return state, outputs
         match event:
             case Received(message=Decision() as decision):
                 _open(state, decision)
@@ -129,6 +142,9 @@ def _open(state: EvaluatorState, decision: Decision) -> None:
     pool = state.pools.setdefault(decision.pool, Pool())
     window = Window(decision.tick_us, decision.decision_id, decision.epoch, level, decision.fleet)
     if pool.current is not None and window.start_us <= pool.current.start_us:
+        if not pool.current.decision_id and window.start_us == pool.current.start_us:
+            pool.current = window
+            return
         _touch(state, decision.pool, window.start_us, window.decision_id)
         return
     rival = next((other for other in pool.coming if other.start_us == window.start_us), None)
@@ -152,14 +168,26 @@ def _touch(state: EvaluatorState, pool: str, at_us: int, decision_id: str) -> No
         state.refused += 1
 
 
-def _close(state: EvaluatorState, now_us: int) -> list[Output]:
+def _end_now(state: EvaluatorState, tick_us: int) -> list[Output]:
+    """End every current window at a tick, for decisions of that tick that are still to come."""
+    outputs: list[Output] = []
+    for name in sorted(state.pools):
+        pool = state.pools[name]
+        if pool.current is not None and not pool.coming:
+            pool.coming = [Window(tick_us, "", 0, 0, pool.current.fleet)]
+            outputs += _turn(state, name)
+    return outputs
+
+
+def _close(state: EvaluatorState, now_us: int, settling_us: int) -> list[Output]:
     """Turn every window whose end has been known for long enough into a reward, in time order."""
     outputs: list[Output] = []
     while True:
         due = [
             (pool.coming[0].start_us, name)
             for name, pool in state.pools.items()
-            if pool.coming and _is_settled(state.ledger, pool.coming[0].start_us, now_us)
+            if pool.coming
+            and _is_settled(state.ledger, pool.coming[0].start_us, now_us, settling_us)
         ]
         if not due:
             break
@@ -169,10 +197,10 @@ def _close(state: EvaluatorState, now_us: int) -> list[Output]:
     return outputs
 
 
-def _is_settled(ledger: Ledger, end_us: int, now_us: int) -> bool:
+def _is_settled(ledger: Ledger, end_us: int, now_us: int, settling_us: int) -> bool:
     """Say whether what happened before `end_us` can be expected to be known."""
-    heard = ledger.heard_us >= end_us + LATENESS_US // 2
-    return (end_us + LATENESS_US <= now_us and heard) or end_us + HORIZON_US <= now_us
+    heard = ledger.heard_us >= end_us + settling_us // 2
+    return (end_us + settling_us <= now_us and heard) or end_us + HORIZON_US <= now_us
 
 
 def _turn(state: EvaluatorState, name: str) -> list[Output]:
@@ -187,7 +215,7 @@ def _turn(state: EvaluatorState, name: str) -> list[Output]:
     pool.current = following
     touches = [touch for touch in pool.touches if touch.at_us < following.start_us]
     pool.touches = pool.touches[len(touches) :]
-    if ended is None:
+    if ended is None or not ended.decision_id:
         return []
     touched = {touch.decision_id for touch in touches if touch.at_us >= ended.start_us}
     return [_reward(name, ended, following, flow, len(touched - {ended.decision_id}))]

@@ -1,11 +1,13 @@
 """The whole loop in memory: twin, observe, forecast, decide, evaluate, under virtual time.
 
-Training, the check behind alpha and the report's re-runs all come from here, so they meet the same
-rule, envelope, arbiter and ledger as the live fleet; only the policy's offsets are given from
-outside. Draws are keyed by entity, so two runs that differ in policy meet the same luck.
+Training environments, the check behind alpha and the report's re-runs all come from here, so they
+meet the same rule, envelope, arbiter and ledger as the live fleet; only the policy's offsets are
+given from outside. The loop stands still where a decision is due, shows what the decider sees, and
+goes on when it is told the offsets. Draws are keyed by entity, so two runs that differ in policy
+meet the same luck.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,14 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuloop.loop.decide.decider import Decider
+from gpuloop.loop.decide.deliberate import View, decide, look
+from gpuloop.loop.decide.state import DeciderState
 from gpuloop.loop.evaluate.evaluator import Evaluator
 from gpuloop.loop.services.twin_fleet import TwinFleet
 from gpuloop.loop.shells.simulation import Simulation
 from gpuloop.reasoning.actor import Actor
 from gpuloop.reasoning.forecast import Forecaster
-from gpuloop.schemas.component import Component, Output, Received
+from gpuloop.schemas.component import Component, Context, Output, Received
 from gpuloop.schemas.identity import derived_event_id
-from gpuloop.schemas.messages import Control, Reward
+from gpuloop.schemas.messages import Control, Decision, Reward
 from gpuloop.schemas.messages.actions import Actuator
 from gpuloop.schemas.messages.control import ControlBody, KillLease, SetMode, scope
 from gpuloop.schemas.policy import CONTROL_TICK_US, PoolBatch
@@ -33,8 +37,6 @@ Offsets = Callable[[PoolBatch], NDArray[Any]]
 """A policy: (n, 4) offsets in [-1, 1] for a batch of n pools, at the alpha it is to act with."""
 
 ACTUATORS: Final[tuple[Actuator, ...]] = ("scaling", "pricing", "migration")
-SETTLING_US: Final = 5 * MINUTE_US
-"""Rewards are known this long after their window: the evaluator waits for late telemetry."""
 
 
 def rule_alone(batch: PoolBatch) -> NDArray[Any]:
@@ -48,7 +50,7 @@ def offsets_of(actor: Actor, alpha: float) -> Offsets:
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """What a simulated fleet earned: US dollars in all, by component and by day."""
+    """What a simulated fleet earned: US dollars in all, by component and by day it was decided."""
 
     usd: float
     components: dict[str, float]
@@ -56,8 +58,19 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     decisions: int
 
 
+class WaitingDecider(Decider):
+    """A decider that looks when a decision is due, and decides when it is told the offsets."""
+
+    view: View | None = None
+
+    def deliberate(self, state: DeciderState, tick_us: int, ctx: Context) -> list[Output]:
+        """Look and say nothing yet."""
+        self.view = look(self.mind, state, tick_us, ctx)
+        return []
+
+
 class FleetSimulation:
-    """One seeded world under one policy."""
+    """One seeded world; `offsets` is the policy that `run` lets act."""
 
     def __init__(
         self,
@@ -68,29 +81,63 @@ class FleetSimulation:
         offsets: Offsets = rule_alone,
         gpu_sample_every_us: int = MINUTE_US,
     ) -> None:
-        """Set up the loop; the world begins at `config.start_us`."""
+        """Set up the loop; the world begins at `config.start_us`.
+
+        The evaluator comes before those who decide: at a tick it says what the minute before it
+        earned, and only then is the next decision due.
+        """
         config = msgspec.structs.replace(config, gpu_sample_every_us=gpu_sample_every_us)
         twin = TwinFleet(config, traces, workload)
         twin.tick_every_us = CONTROL_TICK_US
-        decider = Decider(config.fleet, override=offsets)
+        self._decider: Final = WaitingDecider(config.fleet)
         components: list[Component[Any]] = [
             twin,
+            Evaluator(settling_us=0),
             Observe(config.fleet),
             Forecaster(config.fleet),
-            decider,
-            Evaluator(),
+            self._decider,
         ]
         self.workload_name = twin.world.workload_name
         self.start_us = twin.world.start_us
         self._fleet = config.fleet
+        self._offsets = offsets
+        self.rewards: Final[list[Reward]] = []
+        """What windows earned, in the order they ended; a reader may clear it."""
         self.simulation = Simulation(components, seed=config.seed, start_us=self.start_us)
-        self._rewards = self.simulation.collect("rewards")
+        self.simulation.watch("rewards", self._earned)
         self.simulation.send(self._control(body) for body in self._grants())
 
+    def look(self, until_us: int) -> PoolBatch | None:
+        """Go on until a decision is due and return what it sees; None if none is by `until_us`."""
+        decider = self._decider
+        self.simulation.run(until_us, halt=lambda: decider.view is not None)
+        return decider.view.batch if decider.view is not None else None
+
+    def act(self, offsets: NDArray[Any]) -> list[Decision]:
+        """Let the decision that is due be taken with offsets (n, 4) at alpha 1, and return it.
+
+        Raises:
+            RuntimeError: no decision is due.
+
+        """
+        view, self._decider.view = self._decider.view, None
+        if view is None:
+            raise RuntimeError("no decision is due")
+        state = self.simulation.states[self._decider.name]
+        assert isinstance(state, DeciderState)
+        outputs = decide(self._decider.mind, state, view, offsets)
+        self.simulation.send(outputs)
+        return [one.message for one in outputs if isinstance(one.message, Decision)]
+
     def run(self, until_us: int) -> Totals:
-        """Run until fleet time `until_us`; return what the windows that began before it earned."""
-        self.simulation.run(until_us + SETTLING_US)
-        return totals(self._rewards, until_us)
+        """Run until fleet time `until_us`; return what the windows that ended by then earned."""
+        while (batch := self.look(until_us)) is not None:
+            self.act(self._offsets(batch))
+        return totals(self.rewards)
+
+    def _earned(self, event: Received) -> None:
+        assert isinstance(event.message, Reward)
+        self.rewards.append(event.message)
 
     def _grants(self) -> list[ControlBody]:
         return [
@@ -108,16 +155,11 @@ class FleetSimulation:
         )
 
 
-def totals(rewards: list[Received], until_us: int) -> Totals:
-    """Add up rewards of windows that began before `until_us`."""
+def totals(rewards: Sequence[Reward]) -> Totals:
+    """Add up what windows earned."""
     components: dict[str, int] = {}
     by_day: dict[int, int] = {}
-    decisions = 0
-    for event in rewards:
-        reward = event.message
-        if not isinstance(reward, Reward) or reward.start_us >= until_us:
-            continue
-        decisions += 1
+    for reward in rewards:
         day = reward.start_us // (24 * HOUR_US)
         by_day[day] = by_day.get(day, 0) + reward.total_usd_micros
         for name, amount in reward.components.items():
@@ -126,5 +168,5 @@ def totals(rewards: list[Received], until_us: int) -> Totals:
         usd=sum(components.values()) / USD_MICROS,
         components={name: amount / USD_MICROS for name, amount in sorted(components.items())},
         by_day={day: amount / USD_MICROS for day, amount in sorted(by_day.items())},
-        decisions=decisions,
+        decisions=len(rewards),
     )

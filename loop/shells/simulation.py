@@ -74,6 +74,8 @@ class Simulation:
         self._watchers: Final[dict[str, list[Callable[[Received], None]]]] = defaultdict(list)
         self._queue: Final[deque[Received]] = deque()
         self._late: list[Received] = []
+        self._due: Final[deque[Component[Any]]] = deque()
+        self._delivered = 0
         self._offsets: Final[dict[tuple[str, int], int]] = defaultdict(int)
         self._context = self._at(start_us)
 
@@ -95,28 +97,45 @@ class Simulation:
     def send(self, outputs: Iterable[Output]) -> None:
         """Deliver messages from outside, now, and everything that follows from them."""
         self._route(outputs)
-        self._drain()
+        self._delivered = 0
+        while self._queue:
+            self._deliver()
 
     def step(self) -> int:
         """Go on to the next tick of any component and return its time."""
-        self._tick(self._next_tick_us())
+        self.run(self._next_tick_us())
         return self.now_us
 
-    def run(self, until_us: int) -> None:
-        """Go on to `until_us`, ticks at that time included."""
-        while (tick_us := self._next_tick_us()) <= until_us:
-            self._tick(tick_us)
-        self._context = self._at(until_us)
+    def run(self, until_us: int, *, halt: Callable[[], bool] | None = None) -> None:
+        """Go on to `until_us`, ticks at that time included.
 
-    def _tick(self, tick_us: int) -> None:
+        `halt` is asked after every message and tick; once it says so, the run stands where it is,
+        other messages still under way. What is sent then comes after those, and the next `run` or
+        `step` goes on from there.
+        """
+        while halt is None or not halt():
+            if self._queue:
+                self._deliver()
+            elif self._due:
+                self._delivered = 0
+                self._step(self._due.popleft(), Tick(tick_us=self.now_us))
+            elif (tick_us := self._next_tick_us()) <= until_us:
+                self._begin(tick_us)
+            else:
+                self._context = self._at(until_us)
+                return
+
+    def _begin(self, tick_us: int) -> None:
+        """Let time jump to a tick: what is late arrives, then those tick whose time it is."""
         self._context = self._at(tick_us)
-        late, self._late = self._late, []
-        self._queue.extend(late)
-        self._drain()
-        for component in self.components:
-            if component.tick_every_us > 0 and tick_us % component.tick_every_us == 0:
-                self._step(component, Tick(tick_us=tick_us))
-                self._drain()
+        self._delivered = 0
+        self._queue.extend(self._late)
+        self._late.clear()
+        self._due.extend(
+            component
+            for component in self.components
+            if component.tick_every_us > 0 and tick_us % component.tick_every_us == 0
+        )
 
     def _next_tick_us(self) -> int:
         now_us = self.now_us
@@ -167,12 +186,10 @@ class Simulation:
         self._queue.extend([message] * now)
         self._late.extend([message] * later)
 
-    def _drain(self) -> None:
-        delivered = 0
-        while self._queue:
-            message = self._queue.popleft()
-            delivered += 1
-            if delivered > MAX_MESSAGES_PER_TICK:
-                raise RuntimeError(f"messages do not come to rest at {self.now_us}")
-            for component in self._readers.get(message.topic, ()):
-                self._step(component, message)
+    def _deliver(self) -> None:
+        message = self._queue.popleft()
+        self._delivered += 1
+        if self._delivered > MAX_MESSAGES_PER_TICK:
+            raise RuntimeError(f"messages do not come to rest at {self.now_us}")
+        for component in self._readers.get(message.topic, ()):
+            self._step(component, message)

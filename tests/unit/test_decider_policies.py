@@ -9,8 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save
 
-from builders import FLEET, control, pool_state, received
+from builders import FLEET, at, control, pool_state, received
 from decider_loop import Loop, commands, decisions, replace
+from gpuloop.loop.decide.deliberate import decide, look
 from gpuloop.loop.evaluate.keys import public_hex, sign_policy
 from gpuloop.schemas.component import save as save_state
 from gpuloop.schemas.messages import PolicyVersion
@@ -217,11 +218,12 @@ def test_exploration_joins_the_wish_that_is_learnt_from():
         assert one.joint_action == one.exploration
 
 
-def test_an_injected_policy_acts_at_full_share_through_the_guards():
-    loop = Loop(override=lambda batch: np.full(batch.present.shape, 3.0))
+def test_offsets_from_outside_act_at_full_share_through_the_guards():
+    loop = Loop()
     loop.minute(CALM)
-    loop.minute(CALM)
-    decision = decisions(loop.outputs)[0]
+    mind = loop.decider.mind
+    view = look(mind, loop.state, loop.now_us, at(loop.now_us, loop.wall_us))
+    (decision,) = decisions(decide(mind, loop.state, view, np.full(view.batch.present.shape, 3.0)))
     assert decision.alpha == 1.0
     assert decision.joint_action == (1.0, 1.0, 1.0, 1.0)
     assert decision.executed_action[:2] == (21.0, 13.0)

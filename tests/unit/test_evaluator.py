@@ -7,6 +7,7 @@ from gpuloop.loop.evaluate.evaluator import (
     HORIZON_US,
     MAX_OPEN_WINDOWS,
     MAX_TOUCHES,
+    SETTLING_US,
     Evaluator,
     EvaluatorState,
 )
@@ -24,8 +25,8 @@ USD = 1_000_000
 class Loop:
     """An evaluator that is told what happens, minute by minute of fleet time."""
 
-    def __init__(self) -> None:
-        self.evaluator = Evaluator()
+    def __init__(self, settling_us: int = SETTLING_US) -> None:
+        self.evaluator = Evaluator(settling_us=settling_us)
         self.state = self.evaluator.initial()
         self.rewards: list[Reward] = []
         self.outputs: list[Output] = []
@@ -346,3 +347,30 @@ def test_rewards_add_up_to_the_ledger_under_any_window_length() -> None:
     assert length_us > 50 * MINUTE_US
     assert first.end_us - first.start_us < SECOND_US * 600
     assert all(msgspec.json.decode(msgspec.json.encode(r), type=Reward) == r for r in loop.rewards)
+
+
+def test_in_memory_a_window_ends_at_the_tick_before_the_decision_of_that_tick():
+    loop = Loop(settling_us=0)
+    loop.capacity(1).tick(1)
+    first = loop.decide(1)
+    loop.capacity(2).tick(2)
+    assert [(r.decision_id, r.start_us, r.end_us) for r in loop.rewards] == [
+        (first, MINUTE_US, 2 * MINUTE_US)
+    ]
+    second = loop.decide(2)
+    loop.capacity(3).tick(3)
+    assert loop.rewards[-1].decision_id == second
+    assert loop.rewards[-1].total_usd_micros == -USD
+
+
+def test_in_memory_a_tick_without_a_decision_is_nobodys():
+    loop = Loop(settling_us=0)
+    loop.capacity(1).tick(1)
+    loop.decide(1)
+    for minute in (2, 3, 4):
+        loop.capacity(minute).tick(minute)
+    last = loop.decide(4)
+    loop.capacity(5).tick(5)
+    assert [r.start_us // MINUTE_US for r in loop.rewards] == [1, 4]
+    assert loop.rewards[-1].decision_id == last
+    assert loop.rewards[-1].total_usd_micros == -USD

@@ -153,3 +153,36 @@ def test_a_loop_that_never_rests_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     simulation = Simulation([Parrot()], seed=1, start_us=0)
     with pytest.raises(RuntimeError, match="do not come to rest"):
         simulation.send([said("first")])
+
+
+def test_a_halted_run_stands_with_messages_under_way_and_what_is_sent_comes_after_them() -> None:
+    class Twice(Talker):
+        def step(self, state: Log, event: Event, ctx: Context) -> tuple[Log, Sequence[Output]]:
+            return state, [said("first"), said("second")]
+
+    simulation = Simulation([Twice(), Listener()], seed=1, start_us=0)
+    simulation.run(MINUTE_US, halt=lambda: bool(heard(simulation)))
+    assert heard(simulation) == [f"first at {MINUTE_US}"]
+    simulation.send([said("from outside")])
+    simulation.run(MINUTE_US)
+    assert heard(simulation)[1:] == [
+        f"second at {MINUTE_US}",
+        f"from outside at {MINUTE_US}",
+        f"tick {MINUTE_US} at {MINUTE_US}",
+    ]
+
+
+def test_a_run_in_many_halts_is_the_run_in_one() -> None:
+    def run(halts: bool) -> list[str]:
+        luck = Disturbance(seed=3, drop=0.2, duplicate=0.2, delay=0.2)
+        talkers = [Talker(), Talker("other", 45 * SECOND_US)]
+        simulation = Simulation([*talkers, Listener()], seed=1, start_us=0, disturbance=luck)
+        until_us = 60 * MINUTE_US
+        known = 0
+        while halts and simulation.now_us < until_us:
+            known = len(heard(simulation))
+            simulation.run(until_us, halt=lambda: len(heard(simulation)) > known)  # noqa: B023
+        simulation.run(until_us)
+        return heard(simulation)
+
+    assert run(halts=True) == run(halts=False)

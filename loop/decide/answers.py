@@ -13,7 +13,7 @@ import msgspec
 from gpuloop.loop.decide.governance import Governance, is_frozen, mode_of, obstacle
 from gpuloop.loop.decide.memory import PoolMemory
 from gpuloop.loop.decide.observation import freshness
-from gpuloop.loop.decide.release import Desk, Waiting, close, release_waiting
+from gpuloop.loop.decide.release import Desk, Waiting, close, release_waiting, veto
 from gpuloop.schemas.component import Context, Output
 from gpuloop.schemas.messages import Approval, JobState, Outcome, PoolState
 from gpuloop.schemas.messages.actions import DesiredState, ScaleTo
@@ -39,6 +39,7 @@ HARMLESS: Final = frozenset(
 """Reasons that say the guards work, the market is empty or the fleet has moved on meanwhile, not
 that our commands are wrong."""
 
+UNANSWERED: Final = "nobody answered in time"
 NOT_DONE: Final = frozenset({"rejected", "failed", "expired"})
 
 
@@ -58,11 +59,12 @@ def on_approval(
     if one is None or one.command.digest != approval.digest:
         return []
     if ctx.wall_us >= one.answer_by_wall_us:
-        return [close(desk, one, "lapsed", ctx)]
+        return [close(desk, one, "lapsed", ctx, UNANSWERED)]
     if not approval.approve:
-        return [close(desk, one, "vetoed", ctx)]
-    if not _still_holds(one, governance, pools, jobs, ctx):
-        return [close(desk, one, "stale", ctx)]
+        return [veto(desk, one, approval.by, approval.reason, ctx)]
+    changed = _changed(one, governance, pools, jobs, ctx)
+    if changed is not None:
+        return [close(desk, one, "stale", ctx, changed)]
     return release_waiting(desk, pools[one.command.pool], one, approval.by, ctx)
 
 
@@ -77,36 +79,48 @@ def expire(
     outputs = []
     for one in list(desk.waiting.values()):
         if ctx.wall_us >= one.answer_by_wall_us:
-            outputs.append(close(desk, one, "lapsed", ctx))
-        elif not _still_holds(one, governance, pools, jobs, ctx):
-            outputs.append(close(desk, one, "stale", ctx))
+            outputs.append(close(desk, one, "lapsed", ctx, UNANSWERED))
+        elif (changed := _changed(one, governance, pools, jobs, ctx)) is not None:
+            outputs.append(close(desk, one, "stale", ctx, changed))
     return outputs
 
 
-def _still_holds(
+def _changed(
     one: Waiting,
     governance: Governance,
     pools: Mapping[str, PoolMemory],
     jobs: Mapping[str, JobState],
     ctx: Context,
-) -> bool:
+) -> str | None:
+    """Return what is no longer as it was when a command was proposed, or None."""
     command, memory = one.command, pools.get(one.command.pool)
-    if memory is None or obstacle(governance, ctx.wall_us) is not None:
-        return False
-    if command.epoch != governance.epoch or memory.breaker_open:
-        return False
-    if mode_of(governance, command.pool, command.actuator) not in ("advise", "auto"):
-        return False
+    if memory is None:
+        return f"{command.pool} is not known any more"
+    if (why := obstacle(governance, ctx.wall_us)) is not None:
+        return why
+    if command.epoch != governance.epoch:
+        return f"it was proposed under epoch {command.epoch}, now is {governance.epoch}"
+    if memory.breaker_open:
+        return "the breaker is open until a person resets it"
+    mode = mode_of(governance, command.pool, command.actuator)
+    if mode not in ("advise", "auto"):
+        return f"{command.actuator} is in mode {mode} now"
     if is_frozen(governance, (command.pool, command.target), ctx.now_us):
-        return False
+        return "frozen by a person"
     if command.actuator == "migration":
         job = jobs.get(command.target)
-        return job is not None and job.generation == command.generation
-    if any(flight.actuator == command.actuator for flight in memory.flights.values()):
-        return False
+        generation = None if job is None else job.generation
+    else:
+        generation = memory.latest.generations.get(command.actuator, 0)
+        if any(flight.actuator == command.actuator for flight in memory.flights.values()):
+            return "another command is under way"
+    if generation is None:
+        return f"{command.target} runs no more"
+    if generation != command.generation:
+        return f"it was made for generation {command.generation}, now is {generation}"
     if one.change.stopped and not _may_shrink(command.to, memory.latest, ctx.now_us):
-        return False
-    return memory.latest.generations.get(command.actuator, 0) == command.generation
+        return "work runs on nodes it would take, or what is known is not fresh"
+    return None
 
 
 def _may_shrink(to: DesiredState, pool: PoolState, now_us: int) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 from gpuloop.actuators.arbiter import Lease, Purpose, Wish, arbitrate
 from gpuloop.actuators.commands import release
 from gpuloop.loop.decide.memory import TELEMETRY_LAG_US, Change, Flight, PoolMemory
+from gpuloop.loop.decide.vetoes import Veto, lasting, refuse, said_no
 from gpuloop.schemas.catalogue import action_topic
 from gpuloop.schemas.component import Context, Output, State
 from gpuloop.schemas.identity import derived_event_id
@@ -57,6 +58,8 @@ class Desk(State):
     leases: dict[str, Lease] = {}
     waiting: dict[str, Waiting] = {}
     shown: dict[str, Shown] = {}
+    vetoes: dict[str, Veto] = {}
+    """By actuator, target and direction."""
     moved: dict[str, int] = {}
     """When each job was last moved, by fleet time."""
 
@@ -192,8 +195,9 @@ def proposal_output(proposal: Proposal, ctx: Context) -> Output:
     )
 
 
-def tidy(desk: Desk, now_us: int) -> None:
+def tidy(desk: Desk, now_us: int, wall_us: int) -> None:
     """Forget what no longer matters."""
+    desk.vetoes = lasting(desk.vetoes, wall_us)
     desk.shown = {
         key: one for key, one in desk.shown.items() if one.at_us > now_us - SHOWN_AGAIN_US
     }
@@ -245,8 +249,9 @@ def _propose(
             fleet=one.command.fleet, command=one.command, state="shadow", answer_by_wall_us=0
         )
     else:
-        if obstacle is not None:
-            settled.held[one.command.command_id] = (False, obstacle)
+        refused = obstacle or said_no(desk.vetoes, one.command, ctx.wall_us)
+        if refused is not None:
+            settled.held[one.command.command_id] = (False, refused)
             return
         stale = _supersede(desk.waiting.values(), one)
         if stale is None:
@@ -255,7 +260,8 @@ def _propose(
             settled.held[one.command.command_id] = (False, "too many proposals wait already")
             return
         for gone in stale:
-            settled.outputs.append(close(desk, gone, "stale", ctx))
+            why = "another proposal takes its place"
+            settled.outputs.append(close(desk, gone, "stale", ctx, why))
         answer_by = ctx.wall_us + ANSWER_WALL_US
         desk.waiting[one.command.command_id] = Waiting(
             command=one.command, change=one.change, answer_by_wall_us=answer_by
@@ -297,16 +303,23 @@ def _supersede(waiting: Iterable[Waiting], one: Draft) -> list[Waiting] | None:
     return rivals
 
 
-def close(desk: Desk, one: Waiting, state: Ending, ctx: Context) -> Output:
-    """Take a proposal off the desk and return the record that says how it ended."""
+def close(desk: Desk, one: Waiting, state: Ending, ctx: Context, reason: str) -> Output:
+    """Take a proposal off the desk and return the record that says how and why it ended."""
     desk.waiting.pop(one.command.command_id, None)
+    reason = f"{reason}; proposed for: {one.command.reason}"[:4000]
     proposal = Proposal(
         fleet=one.command.fleet,
-        command=one.command,
+        command=msgspec.structs.replace(one.command, reason=reason),
         state=state,
         answer_by_wall_us=one.answer_by_wall_us,
     )
     return proposal_output(proposal, ctx)
+
+
+def veto(desk: Desk, one: Waiting, by: str, reason: str, ctx: Context) -> Output:
+    """End a proposal by a person's no, and keep the no in mind."""
+    words = refuse(desk.vetoes, one.command, by, reason, ctx.wall_us)
+    return close(desk, one, "vetoed", ctx, words)
 
 
 def release_waiting(
@@ -317,10 +330,12 @@ def release_waiting(
     It takes its leases only now, so what was promised to something else meanwhile stays with that.
     """
     command = release(one.command, now_us=ctx.now_us, by=by)
-    granted, leases = _grant([draft(command)], desk.leases, ctx.now_us, Settled())
+    tried = Settled()
+    granted, leases = _grant([draft(command)], desk.leases, ctx.now_us, tried)
     if not granted:
-        return [close(desk, one, "stale", ctx)]
+        _, why = tried.held[command.command_id]
+        return [close(desk, one, "stale", ctx, why)]
     desk.leases = leases
-    closed = close(desk, one, "approved", ctx)
+    closed = close(desk, one, "approved", ctx, f"approved by {by}")
     send(desk, memory, command, one.change)
     return [closed, command_output(command, ctx)]

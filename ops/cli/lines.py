@@ -65,8 +65,11 @@ def _what(message: Message) -> str:
         case Command():
             return _command(message)
         case Proposal(command=command, state=state):
-            until = f", answer by {when(message.answer_by_wall_us)} UTC"
-            return f"{state:<9}{_command(command)}{until if state == 'awaiting' else ''}"
+            end = {
+                "awaiting": f", answer by {when(message.answer_by_wall_us)} UTC",
+                "shadow": "",
+            }.get(state, f"  {command.reason}")
+            return f"{state:<9}{_command(command)}{end}"
         case Outcome():
             detail = f": {message.detail}" if message.detail else ""
             reason = "" if message.reason == "ok" else f" ({message.reason})"

@@ -85,7 +85,8 @@ class Command(StrictMessage, frozen=True, kw_only=True):
 class Proposal(StrictMessage, frozen=True, kw_only=True):
     """A command that is only shown (`shadow`) or waits for a person's yes (`awaiting`).
 
-    `answer_by_wall_us` is wall time: a person reads a wall clock.
+    `answer_by_wall_us` is wall time: a person reads a wall clock. When a proposal has ended, the
+    reason of its command begins with why it ended so.
     """
 
     TYPE: ClassVar[str] = "proposals"

@@ -40,6 +40,8 @@ SPEED = 60.0
 NODES = 8
 TARIFF = Tariff(gpus_per_node=8, on_demand_usd_per_hour=29.0, spot_usd_per_hour=12.0)
 STEPS = ("stepped", "committed", "sent", "appending")
+MEMORY = Path("/dev/shm")
+"""Where there is one, the file lies in memory: what is asked of it is order, not endurance."""
 OUTCOMES = Partition("actions.outcomes", 0)
 
 
@@ -236,7 +238,7 @@ def control_record(body: ControlBody, wall_us: int) -> Encoded:
 @contextmanager
 def storm(seed: int) -> Iterator[Storm]:
     """Make a world on a broker and a file of its own, started and with a living lease."""
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         rng = np.random.Generator(np.random.Philox(seed))
         made = Storm(Path(folder), rng, MemoryBroker(wall=lambda: made.wall_us))
         made.renew()

@@ -10,12 +10,15 @@ from typing import Final
 
 import msgspec
 
-from gpuloop.loop.decide.governance import Governance, is_frozen, mode_of, obstacle
+from gpuloop.loop.decide.deliberate import Mind
+from gpuloop.loop.decide.governance import is_frozen, mode_of, obstacle
 from gpuloop.loop.decide.memory import PoolMemory
 from gpuloop.loop.decide.observation import freshness
-from gpuloop.loop.decide.release import Desk, Waiting, close, release_waiting, veto
+from gpuloop.loop.decide.recheck import objection
+from gpuloop.loop.decide.release import Waiting, close, release_waiting, veto
+from gpuloop.loop.decide.state import DeciderState
 from gpuloop.schemas.component import Context, Output
-from gpuloop.schemas.messages import Approval, JobState, Outcome, PoolState
+from gpuloop.schemas.messages import Approval, Outcome, PoolState
 from gpuloop.schemas.messages.actions import DesiredState, ScaleTo
 from gpuloop.schemas.units import MINUTE_US
 
@@ -43,18 +46,12 @@ UNANSWERED: Final = "nobody answered in time"
 NOT_DONE: Final = frozenset({"rejected", "failed", "expired"})
 
 
-def on_approval(
-    desk: Desk,
-    governance: Governance,
-    pools: Mapping[str, PoolMemory],
-    jobs: Mapping[str, JobState],
-    approval: Approval,
-    ctx: Context,
-) -> list[Output]:
+def on_approval(mind: Mind, state: DeciderState, approval: Approval, ctx: Context) -> list[Output]:
     """Release, veto or retire the proposal that an approval answers.
 
     One that answers nothing that waits, or something other than what was shown, does nothing.
     """
+    desk = state.desk
     one = desk.waiting.get(approval.command_id)
     if one is None or one.command.digest != approval.digest:
         return []
@@ -62,38 +59,27 @@ def on_approval(
         return [close(desk, one, "lapsed", ctx, UNANSWERED)]
     if not approval.approve:
         return [veto(desk, one, approval.by, approval.reason, ctx)]
-    changed = _changed(one, governance, pools, jobs, ctx)
+    changed = _changed(one, state, ctx) or objection(mind, state, one.command, ctx)
     if changed is not None:
         return [close(desk, one, "stale", ctx, changed)]
-    return release_waiting(desk, pools[one.command.pool], one, approval.by, ctx)
+    return release_waiting(desk, state.pools[one.command.pool], one, approval.by, ctx)
 
 
-def expire(
-    desk: Desk,
-    governance: Governance,
-    pools: Mapping[str, PoolMemory],
-    jobs: Mapping[str, JobState],
-    ctx: Context,
-) -> list[Output]:
+def expire(state: DeciderState, ctx: Context) -> list[Output]:
     """Retire proposals whose time is up or whose target has moved on."""
     outputs = []
-    for one in list(desk.waiting.values()):
+    for one in list(state.desk.waiting.values()):
         if ctx.wall_us >= one.answer_by_wall_us:
-            outputs.append(close(desk, one, "lapsed", ctx, UNANSWERED))
-        elif (changed := _changed(one, governance, pools, jobs, ctx)) is not None:
-            outputs.append(close(desk, one, "stale", ctx, changed))
+            outputs.append(close(state.desk, one, "lapsed", ctx, UNANSWERED))
+        elif (changed := _changed(one, state, ctx)) is not None:
+            outputs.append(close(state.desk, one, "stale", ctx, changed))
     return outputs
 
 
-def _changed(
-    one: Waiting,
-    governance: Governance,
-    pools: Mapping[str, PoolMemory],
-    jobs: Mapping[str, JobState],
-    ctx: Context,
-) -> str | None:
+def _changed(one: Waiting, state: DeciderState, ctx: Context) -> str | None:
     """Return what is no longer as it was when a command was proposed, or None."""
-    command, memory = one.command, pools.get(one.command.pool)
+    governance, command = state.governance, one.command
+    memory = state.pools.get(command.pool)
     if memory is None:
         return f"{command.pool} is not known any more"
     if (why := obstacle(governance, ctx.wall_us)) is not None:
@@ -108,7 +94,7 @@ def _changed(
     if is_frozen(governance, (command.pool, command.target), ctx.now_us):
         return "frozen by a person"
     if command.actuator == "migration":
-        job = jobs.get(command.target)
+        job = state.jobs.get(command.target)
         generation = None if job is None else job.generation
     else:
         generation = memory.latest.generations.get(command.actuator, 0)

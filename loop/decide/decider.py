@@ -131,9 +131,7 @@ class Decider:
             case Control() as control:
                 return self._control(state, control, ctx)
             case Approval() as approval:
-                return on_approval(
-                    state.desk, state.governance, state.pools, state.jobs, approval, ctx
-                )
+                return on_approval(self.mind, state, approval, ctx)
             case Outcome() as outcome:
                 on_outcome(state.pools, outcome)
             case PolicyVersion() as version:
@@ -162,7 +160,7 @@ class Decider:
     def _tick(self, state: DeciderState, tick_us: int, ctx: Context) -> list[Output]:
         if state.governance.epoch == 0:
             return [self._claim(claim(state.governance, self.owner), ctx)]
-        outputs = expire(state.desk, state.governance, state.pools, state.jobs, ctx)
+        outputs = expire(state, ctx)
         for memory in state.pools.values():
             forget(memory, ctx.now_us, self.mind.envelope.window_us)
         lapse(state.suspects, ctx.now_us)

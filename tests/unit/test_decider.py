@@ -145,6 +145,7 @@ def test_an_advised_command_waits_is_approved_and_is_released():
     proposal = awaiting(loop)
     assert proposals(loop.minute(HUNGRY)) == []
     loop.now_us += 30 * MINUTE_US
+    loop.send(received("state.pools", replace(HUNGRY, tick_us=loop.now_us)))
     outputs = approve(loop, proposal)
     assert [one.topic for one in outputs] == ["proposals", "actions.scaling"]
     (command,) = commands(outputs)

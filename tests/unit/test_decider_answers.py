@@ -2,11 +2,11 @@
 
 import pytest
 
-from builders import FLEET, control, pool_state, received
+from builders import FLEET, control, offer, pool_state, received
 from decider_loop import Loop, commands, decisions, proposals, replace
 from gpuloop.loop.decide.vetoes import ASK_AGAIN_WALL_US
 from gpuloop.schemas.messages import Approval, Command, Fault, Proposal
-from gpuloop.schemas.messages.control import SetMode
+from gpuloop.schemas.messages.control import Objectives, SetMode
 from gpuloop.schemas.units import MINUTE_US
 
 CALM = pool_state(allocated=190, running_jobs=40)
@@ -104,3 +104,86 @@ def test_a_proposal_that_nobody_answers_says_so():
     loop, _ = asked_to_grow()
     loop.wall_us += 10 * MINUTE_US
     assert "nobody answered in time" in proposals(loop.minute(HUNGRY))[0].command.reason
+
+
+SPENT = 16 * 29_000_000 + 8 * 12_000_000
+
+
+def refused(loop: Loop, command: Command) -> str:
+    """Say yes, check that nothing is sent, and return the reason given."""
+    (ended,) = answer(loop, command, yes=True)
+    assert (ended.state, commands(loop.outputs)) == ("stale", [])
+    return ended.command.reason
+
+
+def test_a_yes_to_growth_releases_it_while_everything_allows_it():
+    loop, command = asked_to_grow()
+    budget = Objectives(pool="*", usd_micros_per_hour_max=SPENT + 2 * 12_000_000)
+    loop.send(control(budget))
+    assert [one.state for one in answer(loop, command, yes=True)] == ["approved"]
+    assert [one.to for one in commands(loop.outputs)] == [command.to]
+
+
+@pytest.mark.parametrize("pool", ["*", "a100"])
+def test_a_yes_to_growth_releases_nothing_beyond_a_budget_set_meanwhile(pool: str):
+    loop, command = asked_to_grow()
+    budget = Objectives(pool=pool, usd_micros_per_hour_max=SPENT + 12_000_000)
+    loop.send(control(budget))
+    assert "a budget" in refused(loop, command)
+
+
+def test_a_yes_to_growth_releases_nothing_beyond_a_ceiling_set_meanwhile():
+    loop, command = asked_to_grow()
+    loop.send(control(Objectives(pool="a100", nodes_max=25)))
+    assert "ceiling" in refused(loop, command)
+
+
+def test_a_yes_to_growth_releases_nothing_once_the_demand_is_not_fresh():
+    loop, command = asked_to_grow()
+    loop.now_us += 6 * MINUTE_US
+    assert "held: demand" in refused(loop, command)
+
+
+def test_a_second_yes_releases_nothing_when_the_first_has_spent_the_budget():
+    loop = Loop(mode="advise")
+    for _ in range(2):
+        loop.minute(CALM, replace(CALM, pool="h100"))
+    one, other = (
+        found.command for found in proposals(loop.minute(HUNGRY, replace(HUNGRY, pool="h100")))
+    )
+    budget = Objectives(pool="*", usd_micros_per_hour_max=2 * SPENT + 3 * 12_000_000)
+    loop.send(control(budget))
+    assert answer(loop, one, yes=True)[0].state == "approved"
+    (ended,) = answer(loop, other, yes=True)
+    assert (ended.state, "a budget" in ended.command.reason) == ("stale", True)
+    assert [sent.pool for sent in commands(loop.outputs)] == ["a100"]
+
+
+def asked_for_a_price() -> tuple[Loop, Command]:
+    """Return a loop, and the new quote that waits for a person in it, in the middle of an epoch."""
+    loop = Loop(mode="advise")
+    loop.minute(CALM)
+    loop.send(received("market.offers", offer("on_demand", 6.0, at_us=loop.now_us)))
+    made = [one.command for _ in range(16) for one in proposals(loop.minute(CALM))]
+    (command,) = [one for one in made if one.actuator == "pricing"]
+    for _ in range(3):
+        loop.minute(CALM)
+    return loop, command
+
+
+def test_a_yes_to_a_price_releases_it_between_epochs_too():
+    loop, command = asked_for_a_price()
+    assert [one.state for one in answer(loop, command, yes=True)] == ["approved"]
+
+
+def test_a_yes_to_a_price_releases_nothing_once_the_market_is_not_known():
+    loop, command = asked_for_a_price()
+    loop.now_us += 3 * 60 * MINUTE_US
+    loop.send(received("state.pools", replace(CALM, tick_us=loop.now_us), "a100"))
+    assert "market not fresh" in refused(loop, command)
+
+
+def test_a_yes_to_a_price_releases_nothing_above_a_ceiling_set_meanwhile():
+    loop, command = asked_for_a_price()
+    loop.send(control(Objectives(pool="a100", price_ceiling_usd_micros=4_800_000)))
+    assert "bounds" in refused(loop, command)

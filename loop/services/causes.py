@@ -63,6 +63,10 @@ def build(settings: Settings) -> Causes:
     return Causes(settings.fleet)
 
 
+class DeepTierEnded(RuntimeError):
+    """The thread that asks the deep tier is dead: a broken invariant, not a late answer."""
+
+
 class _Watcher(ProcessWatcher):
     """Also hands each cut's fast causes to the deep tier."""
 
@@ -113,7 +117,14 @@ class DeepTier:
         self._thread.join()
 
     def follow(self, state: CausesState, outputs: Sequence[Output]) -> None:
-        """Ask about every fast cause among the outputs that led to `state`; never block."""
+        """Ask about every fast cause among the outputs that led to `state`; never block.
+
+        Raises:
+            DeepTierEnded: nobody answers any more, so the process ends and is started again.
+
+        """
+        if not self._thread.is_alive():
+            raise DeepTierEnded("the deep tier's thread ended; why is in the log")
         for output in outputs:
             if not isinstance(output.message, Cause):
                 continue

@@ -71,7 +71,17 @@ def configure_logging(service: str, level: str) -> None:
         # A broken invariant or a lost broker ends the process; the supervisor restarts it.
         log.critical("service failed", exc_info=(kind, error, trace))
 
+    def fail_thread(ended: threading.ExceptHookArgs) -> None:
+        name = ended.thread.name if ended.thread is not None else "unknown"
+        error = ended.exc_value or ended.exc_type()
+        log.critical(
+            "a thread failed",
+            exc_info=(ended.exc_type, error, ended.exc_traceback),
+            extra={"ended_thread": name},
+        )
+
     sys.excepthook = fail
+    threading.excepthook = fail_thread
 
 
 class _JsonLines(logging.Formatter):

@@ -7,10 +7,10 @@ import pytest
 from msgspec.structs import replace
 
 from gpuloop.loop.services.causal_worker import CausalWorker
-from gpuloop.loop.services.causes import DeepTier
+from gpuloop.loop.services.causes import DeepTier, DeepTierEnded
 from gpuloop.reasoning.analysis import Analysis, Edge, Share, pack
 from gpuloop.reasoning.causal import CausalModels
-from gpuloop.reasoning.causes import Question
+from gpuloop.reasoning.causes import CausesState, Question
 from gpuloop.schemas.component import Output
 from gpuloop.schemas.messages import Cause
 from gpuloop.schemas.messages.insight import Suspect
@@ -146,3 +146,19 @@ def test_stop_does_not_wait_for_a_child_that_is_starting() -> None:
 
 def _share(shares: tuple[Share, ...], column: str) -> float:
     return next(share.value for share in shares if share.column == column)
+
+
+def test_process_of_a_deep_tier_that_died_ends_instead_of_going_on_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(worker: CausalWorker) -> bool:
+        raise ValueError("nobody foresaw this")
+
+    ended = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda args: ended.set())
+    monkeypatch.setattr(CausalWorker, "start", start)
+    with DeepTier(lambda output: None) as deep:
+        assert ended.wait(60.0)
+        deep._thread.join()
+        with pytest.raises(DeepTierEnded):
+            deep.follow(CausesState(), ())

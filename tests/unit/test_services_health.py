@@ -1,7 +1,10 @@
 """What a process answers over HTTP, and to whom."""
 
 import json
+import logging
 import socket
+import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ import pytest
 
 from gpuloop.loop.services.health import Answer, Health, HealthServer
 from gpuloop.loop.services.keeper import LEASE_US, lease
-from gpuloop.loop.services.process import serving
+from gpuloop.loop.services.process import configure_logging, serving
 from gpuloop.loop.settings import Settings
 from gpuloop.schemas.codec import Record, decode
 from gpuloop.schemas.messages import Control
@@ -123,3 +126,19 @@ def test_a_lease_lasts_three_renewals() -> None:
     assert isinstance(control, Control)
     assert control.body == KillLease(expires_wall_us=1_000 + LEASE_US)
     assert encoded.key == b"lease"
+
+
+def test_what_ends_a_thread_is_logged_like_what_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    configure_logging("causes", "info")
+    thread = threading.Thread(target=lambda: [][1], name="deep-tier")
+    thread.start()
+    thread.join()
+    [line] = capsys.readouterr().err.splitlines()
+    said = json.loads(line)
+    assert (said["message"], said["ended_thread"]) == ("a thread failed", "deep-tier")
+    assert "IndexError" in said["exception"]

@@ -1,35 +1,38 @@
 """Train a policy in the twin and let it earn its alpha: what `gpuloop train` runs.
 
-The learner's own join makes transitions out of the simulated decisions and rewards, so a policy
-learns here from exactly what it would learn from live. Three parts, each with its own weeks: the
-rule alone runs first to fit the normaliser and fill the buffer, then the policy explores and
-trains, then the check runs days that training never saw, policy and rule on the same draws.
+It learns in the environment of `environment`, whose transitions are those that the learner's join
+would make of the same decisions. Three parts, each with its own world: a randomly pushed rule fits
+the normaliser and fills the buffer, then the policy explores and trains, then the check runs days
+that training never saw, policy and rule on the same draws.
 """
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from gpuloop.loop.learn.experience import ACTION_SIZE, ExperienceJoin, Transition
+from gpuloop.loop.learn.environment import Course, FleetVecEnv
+from gpuloop.loop.learn.experience import ACTION_SIZE, Transition
 from gpuloop.loop.learn.gate import ALPHAS, Gate, earn_alpha
 from gpuloop.loop.learn.simulate import FleetSimulation, Offsets, offsets_of, rule_alone
-from gpuloop.loop.learn.trainer import Trainer, TrainerConfig, fit_normaliser
+from gpuloop.loop.learn.spaces import fit_normaliser
+from gpuloop.loop.learn.trainer import Trainer, TrainerConfig
 from gpuloop.reasoning.actor import Actor
-from gpuloop.schemas.component import Received
-from gpuloop.schemas.messages import Decision, Reward
 from gpuloop.schemas.messages.learning import ActorSpec, Normaliser
-from gpuloop.schemas.policy import CONTROL_TICK_US, PoolBatch
+from gpuloop.schemas.policy import CONTROL_TICK_US
 from gpuloop.schemas.units import HOUR_US
 from gpuloop.twin.config import TwinConfig
 
 DAY_US: Final = 24 * HOUR_US
 WARM_UP_US: Final = 6 * HOUR_US
+HOUR_TICKS: Final = HOUR_US // CONTROL_TICK_US
+FIRST_DECISION: Final = 2
+"""Control ticks until a new world's first decision: the fleet is claimed first."""
+
 EXPLORATION_BLOCK: Final = 5
 """Control ticks for which one random offset is held while the buffer fills: capacity answers to
 what is wished for minutes, not to what flickers."""
@@ -42,7 +45,7 @@ class Curriculum(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Which weeks train and which judge, and how long training lasts."""
 
     train_from_us: int
-    train_days: int
+    train_days: float
     check_from_us: int
     check_days: int
     updates_per_transition: float = 1.0
@@ -70,82 +73,52 @@ def teach(
     device: str = "cpu",
 ) -> Lesson:
     """Train a policy on the training days and return it; the same arguments give the same bytes."""
-    observations, transitions = _first_day(twin, curriculum, traces, seed, progress)
-    normaliser = fit_normaliser(observations)
-    trainer = Trainer(trainer_config, seed=seed, normaliser=normaliser, device=device)
-    trainer.add(transitions)
-    taken = len(transitions)
-    due = 0.0
+    config = msgspec.structs.replace(twin, start_us=curriculum.train_from_us, seed=seed + 1)
+    minutes = max(round(24 * HOUR_TICKS * curriculum.random_days), 1)
+    made = list(wander(Course(config, traces=traces), minutes, seed, progress))
+    normaliser = fit_normaliser(np.stack([one.observation for one in made]))
 
-    def explore(batch: PoolBatch) -> NDArray[Any]:
-        return trainer.act(batch.observation.astype(np.float32), explore=True)
+    config = msgspec.structs.replace(config, seed=seed)
+    course = Course(config, traces=traces, normaliser=normaliser)
+    env = FleetVecEnv(course)
+    trainer = Trainer(trainer_config, seed=seed, normaliser=normaliser, env=env, device=device)
+    trainer.add(made)
+    minutes = round(24 * HOUR_TICKS * curriculum.train_days)
+    total = (minutes - FIRST_DECISION) * env.num_envs
 
-    def learn(made: Sequence[Transition]) -> None:
-        nonlocal taken, due
-        trainer.add(made)
-        taken += len(made)
-        due += len(made) * curriculum.updates_per_transition
-        if due >= 16:
-            trainer.update(int(due))
-            due -= int(due)
+    def tell(done: int) -> None:
+        if done // env.num_envs % HOUR_TICKS == 0 or done == total:
+            what = f"training: {done:,} transitions, {trainer.updates:,} updates"
+            progress(what, done / total)
 
-    config = msgspec.structs.replace(twin, start_us=curriculum.train_from_us, seed=seed)
-    fleet = FleetSimulation(config, traces=traces, offsets=explore)
-    _listen(fleet, learn)
-    for hour in range(24 * curriculum.train_days):
-        fleet.simulation.run(fleet.start_us + (hour + 1) * HOUR_US)
-        progress(
-            f"training: {taken:,} transitions, {trainer.updates:,} updates",
-            (hour + 1) / (24 * curriculum.train_days),
-        )
+    trainer.learn(total, updates_per_transition=curriculum.updates_per_transition, tell=tell)
     spec, weights = trainer.export()
     return Lesson(
         actor=spec,
         normaliser=normaliser,
         weights=weights,
-        transitions=taken,
+        transitions=len(made) + total,
         updates=trainer.updates,
     )
 
 
-def _first_day(
-    twin: TwinConfig, curriculum: Curriculum, traces: Path | None, seed: int, progress: Progress
-) -> tuple[NDArray[np.float32], list[Transition]]:
-    """Return what a randomly pushed rule sees: observations to normalise by, and transitions."""
+def wander(course: Course, ticks: int, seed: int, progress: Progress) -> Iterator[Transition]:
+    """Push the rule about at random for some ticks and yield the transitions, a row per pool.
+
+    The course must show its observations as they are.
+    """
     rng = np.random.default_rng(seed)
-    held: dict[int, NDArray[Any]] = {}
-
-    def wander(batch: PoolBatch) -> NDArray[Any]:
-        block = int(batch.tick_us[0]) // (EXPLORATION_BLOCK * CONTROL_TICK_US)
-        if block not in held:
-            held.clear()
-            held[block] = rng.uniform(-1.0, 1.0, (len(batch.pools), ACTION_SIZE))
-        return held[block][: len(batch.pools)]
-
-    config = msgspec.structs.replace(twin, start_us=curriculum.train_from_us, seed=seed + 1)
-    fleet = FleetSimulation(config, traces=traces, offsets=wander)
-    made: list[Transition] = []
-    _listen(fleet, made.extend)
-    hours = max(round(24 * curriculum.random_days), 1)
-    for hour in range(hours):
-        fleet.simulation.run(fleet.start_us + (hour + 1) * HOUR_US)
-        progress("filling the buffer", (hour + 1) / hours)
-    return np.stack([one.observation for one in made]), made
-
-
-def _listen(fleet: FleetSimulation, take: Callable[[Sequence[Transition]], None]) -> None:
-    join = ExperienceJoin()
-
-    def on_decision(event: Received) -> None:
-        if isinstance(event.message, Decision):
-            take([made for _, made in join.decision(event.message)])
-
-    def on_reward(event: Received) -> None:
-        if isinstance(event.message, Reward):
-            take([made for _, made in join.reward(event.message)])
-
-    fleet.simulation.watch("decisions", on_decision)
-    fleet.simulation.watch("rewards", on_reward)
+    observations = course.begin()
+    actions = np.zeros((len(course.pools), ACTION_SIZE), np.float32)
+    for tick in range(ticks):
+        if tick % EXPLORATION_BLOCK == 0:
+            actions = rng.uniform(-1.0, 1.0, actions.shape).astype(np.float32)
+        step = course.step(actions)
+        for row, reward in enumerate(step.rewards):
+            yield Transition(observations[row], actions[row], reward, step.observations[row])
+        observations = step.observations
+        if (tick + 1) % HOUR_TICKS == 0:
+            progress("filling the buffer", (tick + 1) / ticks)
 
 
 class _Day(msgspec.Struct, frozen=True):

@@ -1,27 +1,33 @@
-"""SAC and TD3 from stable-baselines3, fed with transitions instead of an environment.
+"""SAC and TD3 from stable-baselines3, in an environment or fed with transitions.
 
-A stream has no `env.step`: transitions arrive when rewards do. So the model is built on spaces
-alone, its own replay buffer is filled, and `train` is called for a fixed number of gradient steps,
-which makes a round a pure function of (transitions, seed, configuration). Global generators are
-seeded here, which is why one process trains one policy at a time.
+In the twin a trainer is given an environment and learns by acting in it. A stream has no
+`env.step`: transitions arrive when rewards do. There the model is built on spaces alone, its own
+replay buffer is filled, and `train` is called for a fixed number of gradient steps, which makes a
+round a pure function of (transitions, seed, configuration). Global generators are seeded here,
+which is why one process trains one policy at a time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from fractions import Fraction
 from typing import Any, Final, Literal
 
 import gymnasium
 import msgspec
 import numpy as np
 import torch
-from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv
 
 from gpuloop.loop.learn.experience import ACTION_SIZE, OBSERVATION_SIZE, Transition
+from gpuloop.loop.learn.spaces import Scaling, action_box, observation_box
 from gpuloop.schemas.messages.learning import ActorSpec, Normaliser
 from gpuloop.schemas.policy import CONTROL_TICK_US
 from gpuloop.schemas.units import HOUR_US
@@ -30,6 +36,9 @@ Algorithm = Literal["sac", "td3"]
 
 GAMMA: Final = float(np.exp(-CONTROL_TICK_US / HOUR_US))
 """Discount per control tick: effects are weighed over about an hour."""
+
+MAX_STEPS_APART: Final = 60
+"""Steps between two trainings at most, so less than one update a step is still exact enough."""
 
 
 class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,29 +56,48 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class _Spaces(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """Carries the spaces to the model; the stream is the only environment there is."""
+    """Carries the spaces to the model where the stream is the only environment there is."""
 
-    observation_space = Box(-np.inf, np.inf, (OBSERVATION_SIZE,), np.float32)
-    action_space = Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
+    observation_space = observation_box()
+    action_space = action_box()
+
+
+class _Watch(BaseCallback):
+    """Tells how many transitions have been made, at every step."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def _on_step(self) -> bool:
+        self._tell(self.num_timesteps)
+        return True
 
 
 class Trainer:
     """One policy in training."""
 
     def __init__(
-        self, config: TrainerConfig, *, seed: int, normaliser: Normaliser, device: str = "cpu"
+        self,
+        config: TrainerConfig,
+        *,
+        seed: int,
+        normaliser: Normaliser,
+        env: VecEnv | None = None,
+        device: str = "cpu",
     ) -> None:
-        """Build the networks; the actor starts at a zero offset, which is the rule itself."""
+        """Build the networks; the actor starts at a zero offset, which is the rule itself.
+
+        An `env` must show its observations through the same normaliser.
+        """
         torch.set_num_threads(1)
         set_random_seed(seed)
         self.config = config
         self.normaliser = normaliser
-        self.updates = 0
-        self._mean = np.asarray(normaliser.mean, np.float32)
-        self._scale = np.asarray(normaliser.scale, np.float32)
+        self.normalise: Final = Scaling(normaliser)
         shared: dict[str, Any] = {
             "policy": "MlpPolicy",
-            "env": _Spaces(),
+            "env": _Spaces() if env is None else env,
             "gamma": GAMMA,
             "batch_size": config.batch_size,
             "buffer_size": config.buffer_size,
@@ -86,7 +114,10 @@ class Trainer:
                 **shared,
             )
         else:
-            self.model = TD3(target_policy_noise=config.target_noise, **shared)
+            noise = NormalActionNoise(
+                np.zeros(ACTION_SIZE), np.full(ACTION_SIZE, config.exploration_noise)
+            )
+            self.model = TD3(target_policy_noise=config.target_noise, action_noise=noise, **shared)
         self.model.set_logger(configure(None, []))
         with torch.no_grad():
             last = self._linear_layers()[-1]
@@ -95,48 +126,61 @@ class Trainer:
         if isinstance(self.model, TD3):
             self.model.actor_target.load_state_dict(self.model.actor.state_dict())
 
-    def normalise(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return observations as the networks see them."""
-        clip = self.normaliser.clip
-        scaled = (observations - self._mean) / self._scale
-        return np.asarray(np.clip(scaled, -clip, clip), np.float32)
+    @property
+    def updates(self) -> int:
+        """Return how many gradient steps were taken."""
+        return self.model._n_updates
 
     def add(self, transitions: Iterable[Transition]) -> None:
-        """Store transitions; the task is continuing, so none of them is terminal."""
-        buffer = self.model.replay_buffer
-        if buffer is None:
-            raise RuntimeError("the model has no replay buffer")
-        for one in transitions:
+        """Store transitions; the task is continuing, so none of them is terminal.
+
+        With an environment they come tick by tick, one of each pool.
+
+        Raises:
+            ValueError: the last tick is not whole.
+
+        """
+        buffer, made = self._buffer(), list(transitions)
+        if len(made) % buffer.n_envs:
+            raise ValueError(f"{len(made)} transitions are not whole ticks of {buffer.n_envs}")
+        for first in range(0, len(made), buffer.n_envs):
+            tick = made[first : first + buffer.n_envs]
             buffer.add(
-                self.normalise(one.observation[None]),
-                self.normalise(one.next_observation[None]),
-                one.action[None],
-                np.array([one.reward], np.float32),
-                np.array([False]),
-                [{}],
+                self.normalise(np.stack([one.observation for one in tick])),
+                self.normalise(np.stack([one.next_observation for one in tick])),
+                np.stack([one.action for one in tick]),
+                np.array([one.reward for one in tick], np.float32),
+                np.full(len(tick), fill_value=False),
+                [{} for _ in tick],
             )
 
     def update(self, gradient_steps: int) -> None:
         """Take gradient steps; with less than a batch stored, none."""
-        buffer = self.model.replay_buffer
-        if buffer is None or buffer.size() < self.config.batch_size:
-            return
-        self.model.train(gradient_steps=gradient_steps, batch_size=self.config.batch_size)
-        self.updates += gradient_steps
+        if self._stored() >= self.config.batch_size:
+            self.model.train(gradient_steps=gradient_steps, batch_size=self.config.batch_size)
 
-    def act(
-        self, observations: NDArray[np.float32], *, explore: bool = False
-    ) -> NDArray[np.float32]:
-        """Return actions in [-1, 1] for raw observations, one row each.
+    def learn(
+        self, transitions: int, *, updates_per_transition: float, tell: Callable[[int], None]
+    ) -> None:
+        """Act in the environment, explore and train, for so many transitions.
 
-        SAC explores by sampling its own distribution, TD3 by Gaussian noise on its action.
+        Trains at every step, or at every few where that makes whole gradient steps, as soon as a
+        batch is stored. SAC explores by sampling its own distribution, TD3 by Gaussian noise on
+        its action. `tell` is told the transitions made so far.
         """
+        model = self.model
+        share = Fraction(updates_per_transition * model.n_envs).limit_denominator(MAX_STEPS_APART)
+        model.train_freq = (share.denominator, "step")
+        model._convert_train_freq()
+        model.gradient_steps = share.numerator
+        model.learning_starts = max(0, self.config.batch_size - self._stored())
+        model.learn(transitions, callback=_Watch(tell))
+
+    def act(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return actions in [-1, 1] for raw observations, one row each."""
         inputs = torch.as_tensor(self.normalise(observations), device=self.model.device)
         with torch.no_grad():
-            actions = self.model.actor._predict(inputs, deterministic=not explore)
-            if explore and isinstance(self.model, TD3):
-                noise = torch.randn_like(actions) * self.config.exploration_noise
-                actions = torch.clamp(actions + noise, -1.0, 1.0)
+            actions = self.model.actor._predict(inputs, deterministic=True)
         return np.asarray(actions.cpu().numpy(), np.float32)
 
     def export(self) -> tuple[ActorSpec, bytes]:
@@ -171,6 +215,15 @@ class Trainer:
         if isinstance(self.model, TD3):
             self.model.actor_target.load_state_dict(self.model.actor.state_dict())
 
+    def _buffer(self) -> ReplayBuffer:
+        buffer = self.model.replay_buffer
+        if buffer is None:
+            raise RuntimeError("the model has no replay buffer")
+        return buffer
+
+    def _stored(self) -> int:
+        return self._buffer().size() * self.model.n_envs
+
     def _linear_layers(self) -> list[torch.nn.Linear]:
         actor = self.model.actor
         return [
@@ -178,13 +231,3 @@ class Trainer:
             for name, module in actor.named_modules()
             if isinstance(module, torch.nn.Linear) and not name.startswith("log_std")
         ]
-
-
-def fit_normaliser(observations: NDArray[np.float32], *, clip: float = 5.0) -> Normaliser:
-    """Return the statistics of a set of observations, to be frozen with a policy."""
-    scale = observations.std(axis=0)
-    return Normaliser(
-        mean=tuple(round(float(x), 6) for x in observations.mean(axis=0)),
-        scale=tuple(round(float(max(x, 0.05)), 6) for x in scale),
-        clip=clip,
-    )

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 
 from gpuloop.loop.learn.experience import ACTION_SIZE, OBSERVATION_SIZE, Transition
-from gpuloop.loop.learn.trainer import Trainer, TrainerConfig, fit_normaliser
+from gpuloop.loop.learn.spaces import fit_normaliser
+from gpuloop.loop.learn.trainer import Trainer, TrainerConfig
 from gpuloop.schemas.messages.learning import Normaliser
 
 PLAIN = Normaliser(mean=(0.0,) * OBSERVATION_SIZE, scale=(1.0,) * OBSERVATION_SIZE, clip=5.0)
@@ -63,16 +63,6 @@ def test_an_exported_actor_can_be_continued(algorithm):
     wide = Trainer(TrainerConfig(algorithm=algorithm, hidden=(32, 32)), seed=5, normaliser=PLAIN)
     with pytest.raises(ValueError, match="shape"):
         wide.start_from(weights)
-
-
-@pytest.mark.parametrize("algorithm", ["sac", "td3"])
-def test_exploration_is_drawn_and_bounded(algorithm):
-    trainer = trained(algorithm)
-    torch.manual_seed(0)
-    observations = np.zeros((50, OBSERVATION_SIZE), np.float32)
-    drawn = trainer.act(observations, explore=True)
-    assert drawn.std(axis=0).min() > 0.01
-    assert np.abs(drawn).max() <= 1.0
 
 
 def test_too_little_experience_trains_nothing():

@@ -41,10 +41,12 @@ LABEL org.opencontainers.image.title="gpuloop" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 gpuloop \
  && useradd --uid 10001 --gid gpuloop --no-create-home --home-dir /tmp --shell /usr/sbin/nologin gpuloop \
- && install --directory --owner gpuloop --group gpuloop --mode 0700 /var/lib/gpuloop
+ && install --directory --owner gpuloop --group gpuloop --mode 0700 /var/lib/gpuloop \
+ && install --directory --owner gpuloop --group gpuloop --mode 0755 /var/lib/gpuloop-trust
 ENV PATH=/opt/gpuloop/bin:/opt/code/bin:$PATH \
     PYTHONPATH=/opt/code \
     PYTHONUNBUFFERED=1 \
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 MALLOC_ARENA_MAX=2 \
     HOME=/tmp \
     GPULOOP_STATE_DIR=/var/lib/gpuloop \
     GPULOOP_HTTP_HOST=0.0.0.0 \

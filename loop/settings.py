@@ -71,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     clickhouse_url: Annotated[str, _about("a ClickHouse server; empty: the embedded engine")] = ""
     trusted_keys: Annotated[
         tuple[str, ...],
-        _about("Ed25519 public keys (hex, comma-separated) whose policies are loaded"),
+        _about("Ed25519 public keys (hex or @FILE, commas between) whose policies are loaded"),
     ] = ()
     audit_keys: Annotated[
         tuple[str, ...],
@@ -108,7 +108,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if not name.startswith(PREFIX) or value == "":
                 continue
             field = name.removeprefix(PREFIX).lower()
-            raw[field] = [v.strip() for v in value.split(",")] if field in LISTS else value
+            raw[field] = list(_listed(value)) if field in LISTS else value
         try:
             return msgspec.convert(raw, cls, strict=False, dec_hook=_path)
         except msgspec.ValidationError as error:
@@ -134,6 +134,23 @@ def variables() -> Iterator[tuple[str, str, str]]:
         )
         meaning = str((schema or {}).get("description", ""))
         yield PREFIX + field.name.upper(), _text(field.default), meaning
+
+
+def _listed(value: str) -> Iterator[str]:
+    """Yield the entries of a list; `@FILE` stands for the words in a file, made at deployment.
+
+    Raises:
+        SettingsError: a file that is named cannot be read.
+
+    """
+    for entry in filter(None, map(str.strip, value.split(","))):
+        if not entry.startswith("@"):
+            yield entry
+            continue
+        try:
+            yield from Path(entry[1:]).read_text().split()
+        except OSError as error:
+            raise SettingsError(f"{entry[1:]}: {error.strerror}") from None
 
 
 def _path(kind: type, value: Any) -> Any:

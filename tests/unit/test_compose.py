@@ -25,6 +25,7 @@ OURS = {
     for body in ALL.values()
     if body["image"].startswith("gpuloop-") and "entrypoint" not in body
 }
+ONCE = {name: body for name, body in ALL.items() if "entrypoint" in body}
 
 
 def test_compose_runs_exactly_the_services_of_the_table() -> None:
@@ -54,7 +55,49 @@ def test_service_runs_in_the_image_with_its_packages(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_service_waits_for_what_the_table_says(name: str) -> None:
-    assert set(OURS[name]["depends_on"]) == set(SERVICES[name].needs)
+    waits = OURS[name]["depends_on"]
+    assert {one for one, how in waits.items() if how.get("required", True)} - set(ONCE) == {
+        one for one in SERVICES[name].needs if one not in ONCE
+    }
+    assert ("topics" in waits) == ("topics" in SERVICES[name].needs)
+
+
+def test_what_runs_once_is_waited_for_until_it_has_ended_well() -> None:
+    for body in ALL.values():
+        for name, how in body.get("depends_on", {}).items():
+            ended = how["condition"] == "service_completed_successfully"
+            assert ended == (name in ONCE)
+
+
+def test_nothing_waits_in_vain_for_what_a_profile_leaves_out() -> None:
+    for name, body in ALL.items():
+        mine = set(body.get("profiles", []))
+        for other, how in body.get("depends_on", {}).items():
+            theirs = set(ALL[other].get("profiles", []))
+            assert how.get("required", True) is (not theirs or theirs == mine), (name, other)
+
+
+def test_the_decider_trusts_the_key_that_is_made_for_the_learner() -> None:
+    *_, private, public = ALL["keys"]["entrypoint"]
+    assert "learner:/var/lib/gpuloop" in ALL["keys"]["volumes"]
+    assert private == "/var/lib/gpuloop/keys/learner.pem"  # As loop.services.learner has it.
+    assert OURS["decider"]["environment"]["GPULOOP_TRUSTED_KEYS"].startswith(f"@{public},")
+    assert f"trust:{Path(public).parent}:ro" in OURS["decider"]["volumes"]
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_what_runs_once_is_in_the_image(name: str) -> None:
+    program = ALL[name]["entrypoint"]
+    if program[0] == "python3":
+        inside = Path(program[1]).relative_to("/opt/code/gpuloop")
+        assert (ROOT / inside).is_file()
+    else:
+        assert program[0] == "gpuloop"
+
+
+def test_kafka_may_load_the_codecs_that_it_unpacks() -> None:
+    (temporary,) = (one for one in ALL["kafka"]["tmpfs"] if one.startswith("/tmp:"))
+    assert "exec" in temporary.partition(":")[2].split(",")
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -81,7 +124,10 @@ def test_container_is_bounded_and_has_no_privilege(name: str) -> None:
     assert set(body["logging"]["options"]) == {"max-size", "max-file"}
 
 
-@pytest.mark.parametrize("name", [name for name, body in ALL.items() if "build" not in body])
+FOREIGN = [name for name, body in ALL.items() if not body["image"].startswith("gpuloop-")]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_image_is_pinned_and_checked(name: str) -> None:
     assert re.search(r":v?\d+\.\d+\.\d+", ALL[name]["image"])
     assert ALL[name]["healthcheck"]["test"]

@@ -37,6 +37,14 @@ def test_values_are_read_by_type() -> None:
     assert settings.start == datetime(2017, 10, 17, tzinfo=UTC)
 
 
+def test_keys_are_read_from_a_file_that_a_list_names(tmp_path: Path) -> None:
+    (tmp_path / "learner.pub").write_text("bb\n")
+    given = {"GPULOOP_TRUSTED_KEYS": f"aa,@{tmp_path}/learner.pub,"}
+    assert Settings.from_environment(given).trusted_keys == ("aa", "bb")
+    with pytest.raises(SettingsError, match="none.pub"):
+        Settings.from_environment({"GPULOOP_TRUSTED_KEYS": f"@{tmp_path}/none.pub"})
+
+
 def test_settings_travel_to_a_child_process_unchanged() -> None:
     settings = Settings(
         fleet="f", traces=Path("/t"), trusted_keys=("a", "b"), speed=1.0, topic_prefix="p."

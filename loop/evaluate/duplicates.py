@@ -1,32 +1,48 @@
-"""Recognise events that come twice, in bounded memory: a sliding window of sequence numbers.
+"""Recognise events that come twice, in bounded memory: which sequence numbers were seen.
 
-The window is that of IPsec's anti-replay check (RFC 4303, section 3.4.3), kept per source and boot:
-numbers within it are known exactly, in any order; older ones count as duplicates.
+Numbers are kept per source and boot, a bit each, in blocks; the blocks used last are kept. Within
+them every number is known exactly, in any order. A number far ahead gets a block of its own, so a
+forged or mistaken one does not make those that truly come next look old: the block is forgotten
+when it is not used again.
 """
 
 from typing import Final
 
 import msgspec
 
-WINDOW: Final = 4096
+BLOCK: Final = 1024
+MAX_BLOCKS: Final = 4
+REACH_BLOCKS: Final = 1024
+"""How far a stream may truly move on; further ahead is another matter, or a mistake."""
+
 MAX_STREAMS: Final = 256
 MAX_DIGITS: Final = 18
-_ALL: Final = (1 << WINDOW) - 1
+
+
+class Block(msgspec.Struct, array_like=True):
+    """Which of `BLOCK` numbers from `number * BLOCK` on were seen."""
+
+    number: int
+    seen: bytes
 
 
 class Stream(msgspec.Struct, array_like=True):
-    """One source's boot: highest number, a bit per number below it, and when last heard of."""
+    """One source's boot: its blocks, the one used last at the end, and when it was heard of.
 
-    top: int
-    seen: bytes
+    Numbers of blocks below `floor` count as duplicates: the stream has moved on from there.
+    """
+
+    blocks: list[Block]
+    floor: int
     used: int
 
 
 class Duplicates(msgspec.Struct):
-    """The windows of the streams heard of last."""
+    """The streams heard of last; `leaps` counts numbers that stood far ahead of their stream."""
 
-    streams: dict[str, Stream] = {}
+    sources: dict[str, Stream] = {}
     heard: int = 0
+    leaps: int = 0
 
     def is_new(self, event_id: str) -> bool:
         """Say whether a source event's id, `fleet/source/boot/seq`, comes for the first time.
@@ -36,30 +52,43 @@ class Duplicates(msgspec.Struct):
         name, _, text = event_id.rpartition("/")
         if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
             return True
-        seq = int(text)
+        number, place = divmod(int(text), BLOCK)
         self.heard += 1
-        stream = self.streams.get(name)
+        stream = self.sources.get(name)
         if stream is None:
             self._make_room()
-            self.streams[name] = Stream(seq, _pack(1), self.heard)
-            return True
+            stream = self.sources[name] = Stream([], 0, 0)
         stream.used = self.heard
-        seen = int.from_bytes(stream.seen, "little")
-        behind = stream.top - seq
-        if behind < 0:
-            stream.top = seq
-            stream.seen = _pack(1 if -behind >= WINDOW else ((seen << -behind) | 1) & _ALL)
-            return True
-        if behind >= WINDOW or seen >> behind & 1:
+        block = next((block for block in stream.blocks if block.number == number), None)
+        if block is not None:
+            stream.blocks.remove(block)
+        elif number < stream.floor:
             return False
-        stream.seen = _pack(seen | 1 << behind)
-        return True
+        else:
+            last = stream.blocks[-1].number if stream.blocks else number
+            self.leaps += number > last + REACH_BLOCKS
+            _forget(stream)
+            block = Block(number, b"")
+        stream.blocks.append(block)
+        seen = int.from_bytes(block.seen, "little")
+        block.seen = _pack(seen | 1 << place)
+        return not seen >> place & 1
 
     def _make_room(self) -> None:
-        if len(self.streams) >= MAX_STREAMS:
+        if len(self.sources) >= MAX_STREAMS:
             # By time and name, so that a state that was saved and loaded forgets the same one.
-            oldest = min(self.streams, key=lambda name: (self.streams[name].used, name))
-            del self.streams[oldest]
+            oldest = min(self.sources, key=lambda name: (self.sources[name].used, name))
+            del self.sources[oldest]
+
+
+def _forget(stream: Stream) -> None:
+    """Make room for a block. When the stream moved on from the lowest, that is its new floor."""
+    if len(stream.blocks) < MAX_BLOCKS:
+        return
+    oldest = stream.blocks.pop(0).number
+    lowest = min(block.number for block in stream.blocks)
+    if oldest < lowest <= oldest + REACH_BLOCKS:
+        stream.floor = max(stream.floor, oldest + 1)
 
 
 def _pack(bits: int) -> bytes:

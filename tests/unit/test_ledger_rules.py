@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gpuloop.loop.evaluate.duplicates import MAX_STREAMS, WINDOW, Duplicates
+from gpuloop.loop.evaluate.duplicates import BLOCK, MAX_BLOCKS, MAX_STREAMS, Duplicates
 from gpuloop.loop.evaluate.ledger import Ledger
 from gpuloop.schemas.component import Received, load, save
 from gpuloop.schemas.identity import source_event_id
@@ -273,12 +273,34 @@ def test_sequence_numbers_are_known_in_any_order_and_forgotten_when_old() -> Non
         True, True, False, True, False, True, False,
     ]  # fmt: skip
     assert seen.is_new("local/jobs/2/5")
-    assert seen.is_new(f"local/jobs/1/{9 + WINDOW}")
+    assert all(seen.is_new(f"local/jobs/1/{9 + BLOCK * n}") for n in range(1, MAX_BLOCKS))
     assert not seen.is_new("local/jobs/1/9")
     assert seen.is_new("local/jobs/1/10")
+    assert all(seen.is_new(f"local/jobs/1/{9 + BLOCK * (MAX_BLOCKS + n)}") for n in range(4))
+    assert not seen.is_new("local/jobs/1/11")
+    assert seen.leaps == 0
     assert seen.is_new("by hand")
     assert seen.is_new("by hand")
     assert seen.is_new("a/b/1/" + "9" * 400)
+
+
+def test_one_number_far_ahead_does_not_make_those_that_truly_come_next_look_old() -> None:
+    seen = Duplicates()
+    for seq in range(3 * BLOCK):
+        if seq % 700 == 350:
+            assert seen.is_new(f"local/jobs/1/{10**17 + seq * BLOCK}")
+        assert seen.is_new(f"local/jobs/1/{seq}")
+        assert not seen.is_new(f"local/jobs/1/{seq}")
+    assert seen.leaps == 4
+    assert len(seen.sources["local/jobs/1"].blocks) <= MAX_BLOCKS
+
+
+def test_many_numbers_far_ahead_do_not_hide_it_either() -> None:
+    seen = Duplicates()
+    assert seen.is_new("local/jobs/1/5")
+    for far in range(1, 50):
+        assert seen.is_new(f"local/jobs/1/{far * 10**12}")
+    assert seen.is_new(f"local/jobs/1/{BLOCK}")
 
 
 def test_streams_are_bounded_and_a_loaded_state_forgets_the_same_one() -> None:
@@ -289,6 +311,6 @@ def test_streams_are_bounded_and_a_loaded_state_forgets_the_same_one() -> None:
     copy = load(Ledger, save(Ledger(duplicates=seen))).duplicates
     for memory in (seen, copy):
         assert memory.is_new("local/new/1/1")
-        assert len(memory.streams) == MAX_STREAMS
+        assert len(memory.sources) == MAX_STREAMS
         assert not memory.is_new("local/source-0/1/1")
         assert memory.is_new("local/source-7/1/1")

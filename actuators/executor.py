@@ -21,7 +21,7 @@ from gpuloop.schemas.messages.actions import (
     ScaleTo,
     ShareTo,
 )
-from gpuloop.schemas.messages.control import Claim, Kill, KillLease
+from gpuloop.schemas.messages.control import Claim, Kill, KillLease, lease_end
 from gpuloop.schemas.units import HOUR_US
 
 REMEMBERED_US: Final = HOUR_US
@@ -51,9 +51,10 @@ class ExecutorState(State):
     refused: dict[str, int] = {}
 
 
-def control(state: ExecutorState, message: Control) -> None:
+def control(state: ExecutorState, message: Control, wall_us: int) -> None:
     """Follow the kill switch, its lease and claims; other controls concern the decider.
 
+    `wall_us` is wall time: a lease is bounded from when it is read.
     After a kill the epochs up to then stay barred: going on takes a clearing and a new claim.
     """
     match message.body:
@@ -62,8 +63,8 @@ def control(state: ExecutorState, message: Control) -> None:
             state.barred_epoch = max(state.barred_epoch, state.epoch)
         case Kill(engaged=False):
             state.killed = False
-        case KillLease(expires_wall_us=until):
-            state.lease_expires_wall_us = max(state.lease_expires_wall_us, until)
+        case KillLease() as lease:
+            state.lease_expires_wall_us = lease_end(state.lease_expires_wall_us, lease, wall_us)
         case Claim(epoch=epoch):
             state.epoch = max(state.epoch, epoch)
         case _:

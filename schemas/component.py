@@ -66,12 +66,14 @@ class Context:
     """Time and randomness, as arguments.
 
     `now_us` is the fleet clock (a tick's own time during a tick); `wall_us` is the wall clock at
-    which the shell cut its input, for leases and for people; both are in the journal.
+    which the shell cut its input, for leases and for people; `run` names the start of the process
+    that made the cut. All are in the journal.
     """
 
     now_us: int
     wall_us: int
     seed: int
+    run: str = ""
 
     def rng(self, *key: str | int) -> np.random.Generator:
         """Return the generator of `key`: the same key gives the same draws, in any order."""

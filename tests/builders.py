@@ -25,7 +25,6 @@ from gpuloop.schemas.units import HOUR_US, MINUTE_US, USD_MICROS
 
 FLEET = "test"
 START_US = 1_508_112_000_000_000
-FAR_US = 2**60
 
 
 def pool_state(
@@ -145,9 +144,9 @@ def echo(output: Output) -> Received:
     )
 
 
-def at(now_us: int, wall_us: int = 1_000_000_000, seed: int = 0) -> Context:
+def at(now_us: int, wall_us: int = 1_000_000_000, seed: int = 0, run: str = "") -> Context:
     """Return a context."""
-    return Context(now_us=now_us, wall_us=wall_us, seed=seed)
+    return Context(now_us=now_us, wall_us=wall_us, seed=seed, run=run)
 
 
 def batch(n: int = 1, config: EnvelopeConfig | None = None, **columns: Any) -> PoolBatch:

@@ -5,12 +5,12 @@ from typing import Any
 
 import msgspec
 
-from builders import FAR_US, FLEET, START_US, at, control, echo, job_state, offer, received
+from builders import FLEET, START_US, at, control, echo, job_state, offer, received
 from gpuloop.loop.decide.decider import Decider
 from gpuloop.schemas.component import Output, Received, Tick, load, save
 from gpuloop.schemas.messages import Command, Decision, Outcome, PoolState, Proposal
 from gpuloop.schemas.messages.actions import ScaleTo
-from gpuloop.schemas.messages.control import KillLease, SetMode
+from gpuloop.schemas.messages.control import LONGEST_LEASE_US, KillLease, SetMode
 from gpuloop.schemas.units import MINUTE_US
 
 WALL_US = 1_000_000_000
@@ -28,7 +28,8 @@ class Loop:
             self.send(received("market.offers", offer(billing, usd)))
         for actuator in ("scaling", "pricing", "migration"):
             self.send(control(SetMode(pool="*", actuator=actuator, mode=mode)))
-        self.send(control(KillLease(expires_wall_us=FAR_US)))
+        self.keeper_lives = True
+        self.renew()
         if own:
             self.tick()
 
@@ -40,6 +41,12 @@ class Loop:
                 self.send(echo(output))
         return list(outputs)
 
+    def renew(self) -> None:
+        """Renew the kill lease, as a living keeper does."""
+        if self.keeper_lives:
+            until = self.wall_us + LONGEST_LEASE_US
+            self.send(control(KillLease(expires_wall_us=until)))
+
     def tick(self) -> list[Output]:
         return self.send(Tick(tick_us=self.now_us // MINUTE_US * MINUTE_US))
 
@@ -47,6 +54,7 @@ class Loop:
         """Let a minute pass and show these pools, dated now; the tick comes last."""
         self.now_us += MINUTE_US
         self.wall_us += MINUTE_US // 60
+        self.renew()
         outputs = []
         for pool in pools:
             dated = {"tick_us": self.now_us}

@@ -2,7 +2,7 @@
 
 It joins what is observed, forecast, diagnosed, granted and answered, and once per control tick
 turns it into one decision per pool. Faults and causes that name a node are answered at once. It
-decides only while it owns the fleet, which it does once its claim is read back from `controls`;
+decides only while it owns the fleet, which it does once its own claim is read back from `controls`;
 with the kill switch on, or its lease lapsed, it still decides and records, and sends nothing.
 """
 
@@ -12,7 +12,15 @@ from typing import ClassVar, Final
 from gpuloop.actuators.envelope import EnvelopeConfig
 from gpuloop.loop.decide.answers import expire, on_approval, on_outcome
 from gpuloop.loop.decide.deliberate import Mind, deliberate
-from gpuloop.loop.decide.governance import EVERY, Governance, claim, follow
+from gpuloop.loop.decide.governance import (
+    EVERY,
+    Governance,
+    acted,
+    claim,
+    follow,
+    must_claim,
+    take_over,
+)
 from gpuloop.loop.decide.memory import forget
 from gpuloop.loop.decide.policies import (
     Library,
@@ -107,9 +115,11 @@ class Decider:
         self, state: DeciderState, event: Event, ctx: Context
     ) -> tuple[DeciderState, Sequence[Output]]:
         """Take in one event; decide when it completes a tick."""
+        taken = take_over(state.governance, self.owner, ctx.run)
+        claims = [self._claim(taken, ctx)] if taken is not None else []
         if isinstance(event, Tick):
-            return state, self._tick(state, event.tick_us, ctx)
-        return state, self._receive(state, event, ctx)
+            return state, claims + self._tick(state, event.tick_us, ctx)
+        return state, claims + self._receive(state, event, ctx)
 
     def _receive(self, state: DeciderState, event: Received, ctx: Context) -> list[Output]:
         match event.message:
@@ -133,6 +143,7 @@ class Decider:
             case Approval() as approval:
                 return on_approval(self.mind, state, approval, ctx)
             case Outcome() as outcome:
+                acted(state.governance, outcome.epoch)
                 on_outcome(state.pools, outcome)
             case PolicyVersion() as version:
                 staged = staged_policies(state.governance)
@@ -158,8 +169,8 @@ class Decider:
         return self._decide(state, tick_us, ctx) if min(heard) >= tick_us else []
 
     def _tick(self, state: DeciderState, tick_us: int, ctx: Context) -> list[Output]:
-        if state.governance.epoch == 0:
-            return [self._claim(claim(state.governance, self.owner), ctx)]
+        if must_claim(state.governance):
+            return [self._claim(claim(state.governance, self.owner, ctx.run), ctx)]
         outputs = expire(state, ctx)
         for memory in state.pools.values():
             forget(memory, ctx.now_us, self.mind.envelope.window_us)
@@ -197,7 +208,7 @@ class Decider:
             for name, memory in state.pools.items():
                 if body.pool in (name, EVERY):
                     memory.breaker_open, memory.failures = False, 0
-        wanted = follow(state.governance, self.owner, body)
+        wanted = follow(state.governance, self.owner, body, ctx)
         return [self._claim(wanted, ctx)] if wanted is not None else []
 
     def _claim(self, body: Claim, ctx: Context) -> Output:
@@ -208,6 +219,6 @@ class Decider:
             topic="controls",
             key=scope(body),
             message=control,
-            event_id=derived_event_id("controls", [self.owner, str(body.epoch)]),
+            event_id=derived_event_id("controls", [body.owner, str(body.epoch)]),
             time_us=ctx.now_us,
         )

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from gpuloop.schemas.component import State
+from gpuloop.schemas.component import Context, State
 from gpuloop.schemas.messages.actions import Actuator, Mode
 from gpuloop.schemas.messages.control import (
     Assignment,
@@ -22,6 +22,7 @@ from gpuloop.schemas.messages.control import (
     Objectives,
     PolicyStage,
     SetMode,
+    lease_end,
     scope,
 )
 
@@ -35,6 +36,8 @@ DEFAULT_MODES: dict[Actuator, Mode] = {
 }
 DECIDED: tuple[Actuator, ...] = ("scaling", "pricing", "migration")
 MAX_SCOPES = 4096
+MAX_NAME = 200
+"""What a message allows; the end of a run's name is what no other run has."""
 
 T = TypeVar("T")
 
@@ -52,12 +55,18 @@ class Governance(State):
     highest_epoch: int = 0
     epoch: int = 0
     owns: bool = False
+    silenced: bool = False
+    """It owned the fleet until someone acted under a higher epoch than its own."""
     deposed: bool = False
+    run: str = ""
+    """The start of the process that made the claim."""
     ignored: int = 0
     """Controls that found no room."""
+    leases_cut: int = 0
+    """Leases that would have held for longer than any may."""
 
 
-def follow(state: Governance, owner: str, body: ControlBody) -> Claim | None:
+def follow(state: Governance, owner: str, body: ControlBody, ctx: Context) -> Claim | None:
     """Take in a control and return the claim that it calls for, if any."""
     match body:
         case SetMode():
@@ -74,24 +83,58 @@ def follow(state: Governance, owner: str, body: ControlBody) -> Claim | None:
             cleared = state.killed and not engaged
             state.killed = engaged
             if cleared and state.owns:
-                return claim(state, owner)
-        case KillLease(expires_wall_us=until):
-            state.lease_expires_wall_us = max(state.lease_expires_wall_us, until)
+                return claim(state, owner, ctx.run)
+        case KillLease():
+            state.lease_expires_wall_us = lease_end(state.lease_expires_wall_us, body, ctx.wall_us)
+            state.leases_cut += body.expires_wall_us > state.lease_expires_wall_us
         case Claim():
-            return _claimed(state, owner, body)
+            return _claimed(state, owner, body, ctx.run)
         case BreakerReset():
             pass
     return None
 
 
-def claim(state: Governance, owner: str) -> Claim:
+def claim(state: Governance, owner: str, run: str) -> Claim:
     """Return a claim one above the highest epoch known; it counts once it is read back."""
     state.epoch = state.highest_epoch + 1
-    state.owns = False
-    return Claim(owner=owner, epoch=state.epoch)
+    state.run = run
+    state.owns = state.silenced = state.deposed = False
+    return Claim(owner=claimant(owner, run), epoch=state.epoch)
 
 
-def _claimed(state: Governance, owner: str, seen: Claim) -> Claim | None:
+def claimant(owner: str, run: str) -> str:
+    """Return the name of one start of one decider: a claim is its own or somebody else's."""
+    return f"{owner}@{run}"[-MAX_NAME:] if run else owner
+
+
+def take_over(state: Governance, owner: str, run: str) -> Claim | None:
+    """Return the claim of a process that goes on where another one stopped, or seemed to.
+
+    What the other believes is in the state that this one was given; that it owns the fleet is not
+    among the things that can be handed on.
+    """
+    if state.epoch == 0 or state.run == run:
+        return None
+    return claim(state, owner, run)
+
+
+def acted(state: Governance, epoch: int) -> None:
+    """Take in that an executor has followed a claim of this epoch.
+
+    If it is above ours, someone else has acted, or the ledger remembers claims that `controls` has
+    lost. We are silent until the next tick, by when the other's claim will have been read.
+    """
+    if epoch > state.epoch:
+        state.highest_epoch = max(state.highest_epoch, epoch)
+        state.owns, state.silenced = False, state.owns or state.silenced
+
+
+def must_claim(state: Governance) -> bool:
+    """Return whether a tick should claim: nothing is claimed yet, or it was not enough."""
+    return not state.deposed and (state.epoch == 0 or state.highest_epoch > state.epoch)
+
+
+def _claimed(state: Governance, owner: str, seen: Claim, run: str) -> Claim | None:
     """Follow the log of claims: its order decides, so all deciders agree on the owner.
 
     A claim that precedes ours in the log and is not lower was not known when we claimed: we claim
@@ -101,14 +144,15 @@ def _claimed(state: Governance, owner: str, seen: Claim) -> Claim | None:
     state.highest_epoch = max(state.highest_epoch, seen.epoch)
     if state.deposed or state.epoch == 0:
         return None
-    if seen.owner == owner and seen.epoch == state.epoch and first_of_epoch:
+    ours = seen.owner == claimant(owner, state.run) and seen.epoch == state.epoch
+    if ours and first_of_epoch:
         state.owns = True
         return None
-    if state.owns:
+    if state.owns or state.silenced:
         if seen.epoch > state.epoch:
             state.owns, state.deposed = False, True
         return None
-    return claim(state, owner) if seen.epoch >= state.epoch else None
+    return claim(state, owner, run) if seen.epoch >= state.epoch else None
 
 
 def obstacle(state: Governance, wall_us: int) -> str | None:

@@ -20,6 +20,7 @@ from gpuloop.loop.decide.deliberate import View, decide, look
 from gpuloop.loop.decide.state import DeciderState
 from gpuloop.loop.evaluate.evaluator import Evaluator
 from gpuloop.loop.services.twin_fleet import TwinFleet
+from gpuloop.loop.shells.keeper import Keeper
 from gpuloop.loop.shells.simulation import Simulation
 from gpuloop.reasoning.actor import Actor
 from gpuloop.reasoning.forecast import Forecaster
@@ -27,9 +28,9 @@ from gpuloop.schemas.component import Component, Context, Output, Received
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import Control, Decision, Reward
 from gpuloop.schemas.messages.actions import Actuator
-from gpuloop.schemas.messages.control import ControlBody, KillLease, SetMode, scope
+from gpuloop.schemas.messages.control import ControlBody, SetMode, scope
 from gpuloop.schemas.policy import CONTROL_TICK_US, PoolBatch
-from gpuloop.schemas.units import HOUR_US, INT64_MAX, MINUTE_US, USD_MICROS
+from gpuloop.schemas.units import HOUR_US, MINUTE_US, USD_MICROS
 from gpuloop.streams.observe import Observe
 from gpuloop.twin.config import TwinConfig
 
@@ -91,6 +92,7 @@ class FleetSimulation:
         twin.tick_every_us = CONTROL_TICK_US
         self._decider: Final = WaitingDecider(config.fleet)
         components: list[Component[Any]] = [
+            Keeper(config.fleet),
             twin,
             Evaluator(settling_us=0),
             Observe(config.fleet),
@@ -140,10 +142,7 @@ class FleetSimulation:
         self.rewards.append(event.message)
 
     def _grants(self) -> list[ControlBody]:
-        return [
-            *(SetMode(pool="*", actuator=actuator, mode="auto") for actuator in ACTUATORS),
-            KillLease(expires_wall_us=INT64_MAX),
-        ]
+        return [SetMode(pool="*", actuator=actuator, mode="auto") for actuator in ACTUATORS]
 
     def _control(self, body: ControlBody) -> Output:
         return Output(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from secrets import token_hex
 
 from gpuloop.loop.services import metrics
 from gpuloop.loop.services.health import Health
@@ -33,7 +34,7 @@ def run_component(
         config = LiveConfig(
             fleet=settings.fleet,
             seed=settings.seed,
-            run=f"{settings.replica}/{wall_us()}",
+            run=f"{settings.replica}/{wall_us()}/{token_hex(8)}",
             snapshot_every_us=round(settings.snapshot_seconds * SECOND_US),
         )
         watcher = (watch or ProcessWatcher)(component.name, process.health)

@@ -88,7 +88,7 @@ class TwinFleet:
                 ]
                 said += self.world.drain()
             case Received(message=Control() as control):
-                executor.control(state.executor, control)
+                executor.control(state.executor, control, ctx.wall_us)
             case _:
                 pass
         return state, said

@@ -5,7 +5,7 @@ replay as well. Nothing in this module reads a clock or a broker.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Generic
 
 from gpuloop.schemas.catalogue import CATALOGUE, MAX_VALUE_BYTES
@@ -35,11 +35,12 @@ def no_failpoint(step: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """When a cut is made: the fleet clock, the wall clock, and the ticks that are due."""
+    """When a cut is made, and by which run: both clocks, and the ticks that are due."""
 
     now_us: int
     wall_us: int
     ticks_us: tuple[int, ...] = ()
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ def execute(
     A `BadInput` that a step raises refuses its record; whatever else it raises is a broken
     invariant and passes through.
     """
-    context = Context(now_us=moment.now_us, wall_us=moment.wall_us, seed=seed)
+    context = Context(now_us=moment.now_us, wall_us=moment.wall_us, seed=seed, run=moment.run)
     outputs: list[Output] = []
     refused: list[tuple[Record, BadInput]] = []
     for record in records:
@@ -106,7 +107,7 @@ def execute(
             continue
         outputs.extend(written)
     for tick_us in moment.ticks_us:
-        at_tick = Context(now_us=tick_us, wall_us=moment.wall_us, seed=seed)
+        at_tick = replace(context, now_us=tick_us)
         state, written = component.step(state, Tick(tick_us=tick_us), at_tick)
         outputs.extend(written)
     return Executed(state=state, outputs=tuple(outputs), refused=tuple(refused))

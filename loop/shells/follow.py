@@ -60,7 +60,7 @@ def follow(
         for segment in cut.segments:
             records += source.take(segment)
             positions[Partition(segment.topic, segment.partition)] = segment.last + 1
-        moment = Moment(now_us=cut.now_us, wall_us=cut.wall_us, ticks_us=cut.ticks_us)
+        moment = Moment(now_us=cut.now_us, wall_us=cut.wall_us, ticks_us=cut.ticks_us, run=cut.run)
         executed = execute(component, state, records, moment, fleet=fleet, seed=seed)
         state = executed.state
         outputs = encode_outputs(executed.outputs, name)

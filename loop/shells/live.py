@@ -207,7 +207,8 @@ class LiveShell(Generic[S]):
         if not records and not ticks:
             self._idle(now_us)
             return False
-        executed = self._cut(records, Moment(now_us=now_us, wall_us=wall_us, ticks_us=ticks))
+        moment = Moment(now_us=now_us, wall_us=wall_us, ticks_us=ticks, run=self._config.run)
+        executed = self._cut(records, moment)
         took_us = clock.monotonic_us() - began_us
         self._watcher.cut(records, executed, self.saved, skipped=skipped, took_us=took_us)
         return True

@@ -1,12 +1,17 @@
 """What people and claims impose on the loop. Compacted by scope: the last word per scope holds."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta
 
 from gpuloop.schemas.messages.actions import Actuator, Mode
 from gpuloop.schemas.messages.base import StrictMessage, StrictPart
-from gpuloop.schemas.units import Count, Name, Price, Ratio, Text, TimeUs, WallUs
+from gpuloop.schemas.units import MINUTE_US, Count, Name, Price, Ratio, Text, TimeUs, WallUs
+
+LONGEST_LEASE_US: Final = MINUTE_US
+"""How long after it was read a kill lease may hold: a longer one would disarm the switch.
+
+Three renewals of the keeper last 45 s; the rest is for clocks that do not agree."""
 
 
 class SetMode(StrictPart, frozen=True, kw_only=True, tag="mode", tag_field="kind"):
@@ -31,13 +36,19 @@ class Kill(StrictPart, frozen=True, kw_only=True, tag="kill", tag_field="kind"):
 
 
 class KillLease(StrictPart, frozen=True, kw_only=True, tag="lease", tag_field="kind"):
-    """Permission to start effects, renewed by the supervisor; it ends at a wall time."""
+    """Permission to start effects, renewed by the keeper; it ends at a wall time.
+
+    Whoever reads it lets it hold for `LONGEST_LEASE_US` at most.
+    """
 
     expires_wall_us: WallUs
 
 
 class Claim(StrictPart, frozen=True, kw_only=True, tag="claim", tag_field="kind"):
-    """A decider owns the fleet from `epoch` on; on a tie the lower offset wins."""
+    """A decider owns the fleet from `epoch` on; on a tie the lower offset wins.
+
+    `owner` names one start of one process, so that no two can take the same claim for theirs.
+    """
 
     owner: Name
     epoch: Count
@@ -106,6 +117,12 @@ class Control(StrictMessage, frozen=True, kw_only=True):
     by: Name
     reason: Text = ""
     body: ControlBody
+
+
+def lease_end(known_us: int, lease: KillLease, wall_us: int) -> int:
+    """Return when permission ends, given when it ended so far and a lease that is read now."""
+    latest = wall_us + LONGEST_LEASE_US
+    return min(max(known_us, lease.expires_wall_us), latest)
 
 
 def scope(body: ControlBody) -> str:

@@ -15,7 +15,7 @@ import pytest
 from echo import fault_output
 from stage import Stage
 
-from builders import FAR_US, FLEET, START_US, at, control, echo, offer, pool_state, received
+from builders import FLEET, START_US, at, control, echo, offer, pool_state, received
 from faults.guards import Guard, line, violations
 from faults.memory_fleet import MemoryFleet
 from gpuloop.actuators import executor
@@ -28,7 +28,7 @@ from gpuloop.loop.shells.live import LiveShell
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.schemas.component import Received, Tick, load, save
 from gpuloop.schemas.messages import Command, Control
-from gpuloop.schemas.messages.control import Claim, KillLease, SetMode
+from gpuloop.schemas.messages.control import LONGEST_LEASE_US, Claim, KillLease, SetMode
 from gpuloop.schemas.units import MINUTE_US, SECOND_US
 
 MAX_DECIDERS = 4
@@ -127,7 +127,7 @@ class Court:
         until = int(self.rng.integers(self.read, len(self.log) + 1))
         for event in self.log[self.read : until]:
             assert isinstance(event.message, Control)
-            executor.control(self.state, event.message)
+            executor.control(self.state, event.message, self.wall_us)
         self.read = until
         until = int(self.rng.integers(self.handled, len(self.sent) + 1))
         for command in self.sent[self.handled : until]:
@@ -159,11 +159,11 @@ def hold_court(seed: int) -> Court:
     """Let deciders come and quarrel for a while, then let everyone read everything."""
     rng = np.random.Generator(np.random.Philox(seed))
     court = Court(rng, [control(SetMode(pool="*", actuator="scaling", mode="auto"))])
-    court.log.append(control(KillLease(expires_wall_us=FAR_US)))
     court.join()
     for _ in range(MINUTES):
         court.now_us += MINUTE_US
         court.wall_us += SECOND_US
+        court.log.append(control(KillLease(expires_wall_us=court.wall_us + LONGEST_LEASE_US)))
         if len(court.rivals) < MAX_DECIDERS and rng.random() < 0.15:
             court.join()
         for number in rng.permutation(len(court.rivals)):

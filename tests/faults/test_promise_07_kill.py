@@ -105,6 +105,7 @@ def check_decider(seed: int) -> list[str]:
     if rng.random() < 0.5:
         loop.send(control(Kill(engaged=True)))
     else:
+        loop.keeper_lives = False
         loop.state.governance.lease_expires_wall_us = loop.wall_us
     found = []
     for _ in range(5):

@@ -209,7 +209,7 @@ class ExecutorMachine(RuleBasedStateMachine):
         self.fleet.state.broken = broken
 
     def _control(self, body: Kill | KillLease | Claim) -> None:
-        executor.control(self.state, Control(fleet="test", by="me", body=body))
+        executor.control(self.state, Control(fleet="test", by="me", body=body), self.wall_us)
 
     @invariant()
     def nothing_was_done_twice(self) -> None:

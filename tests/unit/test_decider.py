@@ -16,7 +16,7 @@ from gpuloop.schemas.messages.control import (
     SetMode,
 )
 from gpuloop.schemas.policy import DIMENSIONS, FEATURE_NAMES
-from gpuloop.schemas.units import MINUTE_US
+from gpuloop.schemas.units import INT64_MAX, MINUTE_US
 
 CALM = pool_state(allocated=190)
 HUNGRY = pool_state(allocated=192, queued=16)
@@ -259,7 +259,19 @@ def test_nothing_is_sent_when_the_lease_has_lapsed():
     loop = ready()
     loop.state.governance.lease_expires_wall_us = 0
     loop.send(control(KillLease(expires_wall_us=loop.wall_us)))
+    loop.keeper_lives = False
     assert commands(loop.minute(HUNGRY)) == []
+
+
+def test_a_lease_without_end_holds_for_a_minute_and_is_counted():
+    loop = ready()
+    loop.send(control(KillLease(expires_wall_us=INT64_MAX)))
+    loop.keeper_lives = False
+    loop.wall_us += MINUTE_US - 2_000_000
+    (command,) = commands(loop.minute(HUNGRY))
+    loop.answer(command, "rejected", "stale_generation")
+    assert commands(loop.minute(HUNGRY)) == []
+    assert loop.state.governance.leases_cut == 1
 
 
 def test_a_higher_claim_ends_this_decider_for_good():

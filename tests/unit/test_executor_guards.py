@@ -12,8 +12,8 @@ from gpuloop.actuators.executor import ExecutorState
 from gpuloop.schemas.fleet import Refused, Target
 from gpuloop.schemas.messages import Command, Control
 from gpuloop.schemas.messages.actions import Actuator, DesiredState, PriceTo, ScaleTo
-from gpuloop.schemas.messages.control import Claim, Kill, KillLease
-from gpuloop.schemas.units import HOUR_US, MINUTE_US
+from gpuloop.schemas.messages.control import LONGEST_LEASE_US, Claim, Kill, KillLease
+from gpuloop.schemas.units import HOUR_US, INT64_MAX, MINUTE_US, SECOND_US
 
 NOW_US = 10 * HOUR_US
 WALL_US = 1_000
@@ -107,7 +107,7 @@ def test_an_old_view_of_the_target_is_refused():
 
 def test_an_old_decider_is_refused_once_another_has_claimed():
     state = live()
-    executor.control(state, Control(fleet="test", by="b", body=Claim(owner="b", epoch=2)))
+    executor.control(state, Control(fleet="test", by="b", body=Claim(owner="b", epoch=2)), WALL_US)
     assert run(command(epoch=1), state) == [("rejected", "stale_epoch")]
     assert run(command(epoch=2), state)[-1] == ("applied", "ok")
 
@@ -120,9 +120,9 @@ def test_an_expired_command_never_starts_even_if_the_clock_goes_back():
 
 def test_a_kill_stops_everything_until_it_is_cleared_and_claimed_anew():
     state = live()
-    executor.control(state, Control(fleet="test", by="me", body=Kill(engaged=True)))
+    executor.control(state, Control(fleet="test", by="me", body=Kill(engaged=True)), WALL_US)
     assert run(command(11), state) == [("rejected", "killed")]
-    executor.control(state, Control(fleet="test", by="me", body=Kill(engaged=False)))
+    executor.control(state, Control(fleet="test", by="me", body=Kill(engaged=False)), WALL_US)
     assert run(command(12), state) == [("rejected", "killed")]
     assert run(command(13, epoch=2), state)[-1] == ("applied", "ok")
 
@@ -131,9 +131,28 @@ def test_nothing_starts_without_a_living_lease():
     assert run(command(), ExecutorState(epoch=1)) == [("rejected", "killed")]
     assert run(command(), live(), wall_us=2 * WALL_US) == [("rejected", "killed")]
     state = live()
-    renewal = KillLease(expires_wall_us=5 * WALL_US)
-    executor.control(state, Control(fleet="test", by="keeper", body=renewal))
+    renew(state, 5 * WALL_US, wall_us=WALL_US)
     assert run(command(), state, wall_us=3 * WALL_US)[-1] == ("applied", "ok")
+
+
+def renew(state: ExecutorState, until_us: int, *, wall_us: int) -> None:
+    renewal = KillLease(expires_wall_us=until_us)
+    executor.control(state, Control(fleet="test", by="keeper", body=renewal), wall_us)
+
+
+def test_no_lease_however_long_keeps_the_switch_from_falling():
+    state = ExecutorState(epoch=1)
+    renew(state, INT64_MAX, wall_us=WALL_US)
+    last_us = WALL_US + LONGEST_LEASE_US
+    assert run(command(11), state, wall_us=last_us - 1)[-1] == ("applied", "ok")
+    assert run(command(12), state, wall_us=last_us) == [("rejected", "killed")]
+
+
+def test_a_lease_from_before_leases_were_bounded_ends_with_the_next_renewal():
+    state = ExecutorState(epoch=1, lease_expires_wall_us=INT64_MAX)
+    renew(state, WALL_US + SECOND_US, wall_us=WALL_US)
+    late_us = WALL_US + LONGEST_LEASE_US
+    assert run(command(), state, wall_us=late_us) == [("rejected", "killed")]
 
 
 def test_what_the_fleet_refuses_is_reported_as_failed():

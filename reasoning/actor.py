@@ -5,6 +5,7 @@ Results are rounded to 1e-4: the last bits of a matrix product differ between CP
 not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -23,6 +24,9 @@ MAX_WEIGHTS_BYTES: Final = 900_000
 ACTION_DECIMALS: Final = 4
 RANGE_SLACK: Final = 2.0
 """How many times the clip an observation may stray before the actor is not asked."""
+
+MOST: Final = 1e30
+"""Values in a forward pass stay below this, far from what a float32 can hold."""
 
 
 class BadActor(ValueError):
@@ -43,8 +47,8 @@ class Actor:
         """Return the actor in `data`.
 
         Raises:
-            BadActor: too large, not safetensors, or a tensor missing, surplus, of another shape or
-                not finite.
+            BadActor: too large, not safetensors, a tensor missing, surplus, of another shape or
+                not finite, or numbers so large that a forward pass could overflow.
 
         """
         if len(data) > MAX_WEIGHTS_BYTES:
@@ -60,7 +64,10 @@ class Actor:
             layers.append((weight.T.copy(), _tensor(tensors, f"layer.{index}.bias", (outputs,))))
         if tensors:
             raise BadActor(f"unexpected tensors {sorted(tensors)[:4]}")
-        return cls(tuple(layers), *_statistics(normaliser, spec.observation_size))
+        mean, scale, clip = _statistics(normaliser, spec.observation_size)
+        if _largest(layers, clip) > MOST:
+            raise BadActor("a forward pass could overflow")
+        return cls(tuple(layers), mean, scale, clip)
 
     def __call__(self, observations: Floats, decimals: int | None = ACTION_DECIMALS) -> Weights:
         """Return actions (n, k) in [-1, 1], float32, for observations (n, d)."""
@@ -92,6 +99,16 @@ def _tensor(tensors: dict[str, NDArray[np.generic]], name: str, shape: tuple[int
     if not np.isfinite(values).all():
         raise BadActor(f"{name} is not finite")
     return values
+
+
+def _largest(layers: Sequence[tuple[Weights, Weights]], clip: float) -> float:
+    """Return a bound of every sum of a forward pass, whatever is observed."""
+    largest = bound = clip
+    for weight, bias in layers:
+        inputs = np.abs(weight.astype(np.float64)).sum(axis=0).max()
+        bound = float(bound * inputs + np.abs(bias.astype(np.float64)).max())
+        largest = max(largest, bound)
+    return largest
 
 
 def _statistics(normaliser: Normaliser, size: int) -> tuple[Floats, Floats, float]:

@@ -3,8 +3,8 @@
 In the twin a trainer is given an environment and learns by acting in it. A stream has no
 `env.step`: transitions arrive when rewards do. There the model is built on spaces alone, its own
 replay buffer is filled, and `train` is called for a fixed number of gradient steps, which makes a
-round a pure function of (transitions, seed, configuration). Global generators are seeded here,
-which is why one process trains one policy at a time.
+round a pure function of (transitions, seed, configuration). A model seeds the global generators
+when it is made, which is why one process trains one policy at a time.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,7 +23,6 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from gpuloop.loop.learn.experience import ACTION_SIZE, OBSERVATION_SIZE, Transition
@@ -91,7 +90,6 @@ class Trainer:
         An `env` must show its observations through the same normaliser.
         """
         torch.set_num_threads(1)
-        set_random_seed(seed)
         self.config = config
         self.normaliser = normaliser
         self.normalise: Final = Scaling(normaliser)

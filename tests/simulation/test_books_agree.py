@@ -28,8 +28,7 @@ HOURS = 6
 def run() -> tuple[list[Reward], dict[int, Books]]:
     """Return the rewards of a busy, breaking fleet, and the twin's books at every tick."""
     fleet = FleetSimulation(ROUGH, traces=None, workload="generator:bursty")
-    twin = fleet.simulation.components[0]
-    assert isinstance(twin, TwinFleet)
+    (twin,) = (one for one in fleet.simulation.components if isinstance(one, TwinFleet))
     books: dict[int, Books] = {}
 
     def look(event: Received) -> None:

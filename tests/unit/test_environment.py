@@ -81,8 +81,11 @@ def test_an_episode_ends_by_truncation_and_the_next_world_begins_at_once():
 
 
 def test_one_pool_acts_while_the_others_follow_the_rule():
-    alone, together = PoolEnv(course(), "h100"), FleetVecEnv(course())
+    world = course()
+    alone, together = PoolEnv(world, "h100"), FleetVecEnv(course())
     observation, _ = alone.reset()
+    assert world._fleet is not None
+    decided = world._fleet.simulation.collect("decisions")
     assert np.array_equal(observation, together.reset()[1])
     action = np.full(ACTION_SIZE, 0.7, np.float32)
     actions = np.zeros((3, ACTION_SIZE), np.float32)
@@ -93,6 +96,8 @@ def test_one_pool_acts_while_the_others_follow_the_rule():
         assert np.array_equal(observation, observations[1])
         assert np.float32(reward) == rewards[1]
         assert (terminated, truncated, info) == (False, False, infos[1])
+    wished = {(one.message.pool, one.message.joint_action) for one in decided}
+    assert wished == {("a100", (0.0,) * 4), ("h100", (0.7,) * 4), ("l4", (0.0,) * 4)}
 
 
 def test_observations_are_those_of_the_decider_through_the_normaliser():

@@ -16,7 +16,9 @@ from gpuloop.schemas.units import SECOND_US
 
 Offsets = Mapping[Partition, int]
 
-RESTORE_FACTOR: Final = 4
+GRACE_FACTOR: Final = 4
+"""How much more time a place gets while the process restores, or its input while other input
+moves: a starved machine leaves one partition behind for a while, and a restart would only add to what waits."""
 
 log: Final = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ log: Final = logging.getLogger(__name__)
 class Seen:
     """One look: where each partition ends, what is folded, settled, committed.
 
-    Before it is `ready` a process restores its state, for which it gets more time.
+    Before it is `ready` a process restores its state.
     """
 
     ready: bool
@@ -49,20 +51,27 @@ class StallDetector:
     def __init__(self, patience_us: int) -> None:
         self._patience_us: Final = patience_us
         self._stalls: Final[dict[tuple[str, Partition], Stall]] = {}
+        self._folded: Offsets = {}
+        self._moved_us = -GRACE_FACTOR * patience_us
 
     def stuck(self, seen: Seen, now_us: int) -> list[str]:
         """Return what has stood for longer than the patience, in words."""
         found: list[str] = []
-        patience_us = self._patience_us * (1 if seen.ready else RESTORE_FACTOR)
+        if any(at > self._folded.get(place, at) for place, at in seen.handled.items()):
+            self._moved_us = now_us
+        self._folded = dict(seen.handled)
+        moves = now_us - self._moved_us < self._patience_us
+        patience_us = self._patience_us * (1 if seen.ready else GRACE_FACTOR)
+        input_patience_us = self._patience_us * GRACE_FACTOR if moves else patience_us
         for place, end in sorted(seen.ends.items()):
             committed = seen.committed.get(place, 0)
             handled = max(seen.handled.get(place, 0), committed)
             settled = seen.settled.get(place, 0)
-            for what, at, goal in (
-                ("input", handled, end),
-                ("commit", committed, settled),
+            for what, at, goal, bearable_us in (
+                ("input", handled, end, input_patience_us),
+                ("commit", committed, settled, patience_us),
             ):
-                if self._stands((what, place), at, goal, now_us) >= patience_us:
+                if self._stands((what, place), at, goal, now_us) >= bearable_us:
                     found.append(f"{what} of {place} stands at {at}, {goal} waits")
         return found
 

@@ -108,6 +108,23 @@ def test_a_commit_that_never_comes_is_stuck_though_records_are_handled() -> None
     assert "commit of telemetry.jobs/0 stands at 3" in found[-1][0]
 
 
+def test_a_partition_left_behind_by_others_that_move_gets_more_time() -> None:
+    detector, other = StallDetector(30 * SECOND), Partition("telemetry.jobs", 1)
+
+    def behind(second: int) -> Seen:
+        return Seen(
+            ready=True,
+            ends={JOBS: 279, other: 9_999},
+            handled={JOBS: 0, other: second},
+            settled={},
+            committed={JOBS: 0, other: second},
+        )
+
+    found = {n: detector.stuck(behind(n), n * SECOND) for n in range(0, 121, 3)}
+    assert [n for n, stuck in found.items() if stuck] == [120]
+    assert found[120] == ["input of telemetry.jobs/0 stands at 0, 279 waits"]
+
+
 def test_recovery_gets_more_time() -> None:
     detector = StallDetector(30 * SECOND)
     restoring = seen(end=9, handled=0, ready=False)

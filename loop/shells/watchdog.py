@@ -18,7 +18,7 @@ Offsets = Mapping[Partition, int]
 
 GRACE_FACTOR: Final = 4
 """How much more time a place gets while the process restores, or its input while other input
-moves: a starved machine leaves one partition behind for a while, and a restart would only add to what waits."""
+moves: a starved machine leaves one partition behind for a while, and a restart only adds to it."""
 
 log: Final = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from gpuloop.loop.services.twin_fleet import TwinFleet
 from gpuloop.loop.shells.keeper import Keeper
 from gpuloop.loop.shells.simulation import Disturbance, Simulation
 from gpuloop.schemas.component import Component, Context, Output, Received, load, save
-from gpuloop.schemas.messages import Command, Control, Outcome
+from gpuloop.schemas.messages import Command, Control, Outcome, PoolState
 from gpuloop.schemas.messages.actions import ACTUATORS, Actuator
 from gpuloop.schemas.messages.control import ControlBody, Objectives, SetMode, scope
 from gpuloop.schemas.policy import PoolBatch
@@ -69,7 +69,8 @@ class Blackout(Disturbance):
     def fate(self, message: Received) -> tuple[int, int]:
         """Return whether the message arrives."""
         dark = message.topic.startswith(self.topics)
-        at_us = getattr(message.message, "event_time_us", 0)
+        said = message.message
+        at_us = said.tick_us if isinstance(said, PoolState) else getattr(said, "event_time_us", 0)
         return (0, 0) if dark and at_us >= self.from_us else (1, 0)
 
 

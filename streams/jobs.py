@@ -140,11 +140,13 @@ class Arrived(State):
 
 
 class JobBlock(State):
-    """One table row: some jobs, what arrived among them per pool, the newest event time."""
+    """One table row: some jobs, what arrived among them per pool, the newest event times."""
 
     jobs: dict[str, JobRow] = {}
     arrived: dict[str, Arrived] = {}
     newest_us: int = 0
+    heard_us: dict[str, int] = {}
+    """The newest event of each pool."""
 
 
 class Waiting(State):
@@ -162,6 +164,8 @@ class PoolJobs(State):
     waiting: dict[str, Waiting] = {}
     arrived_jobs: int = 0
     arrived_gpus: int = 0
+    heard_us: int | None = None
+    """The newest event; None before the first of them, as rows of long ago do not tell."""
 
 
 class JobShard(State):
@@ -210,6 +214,8 @@ def absorb(shard: JobShard, event: JobEvent, event_id: str) -> JobChange:
     _count(shard, new, 1)
     block.jobs[event.job] = new
     block.newest_us = max(block.newest_us, event.event_time_us)
+    block.heard_us[event.pool] = max(block.heard_us.get(event.pool, 0), event.event_time_us)
+    _hear(shard, event.pool, event.event_time_us)
     shard.newest_us = max(shard.newest_us, event.event_time_us)
     _forget(block, shard.newest_us)
     state = state_of(new)
@@ -221,6 +227,11 @@ def absorb(shard: JobShard, event: JobEvent, event_id: str) -> JobChange:
         time_us=state.event_time_us,
     )
     return JobChange(output, number, None)
+
+
+def _hear(shard: JobShard, name: str, at_us: int) -> None:
+    pool = shard.pools.setdefault(name, PoolJobs())
+    pool.heard_us = max(pool.heard_us or 0, at_us)
 
 
 def _count(shard: JobShard, row: JobRow, sign: Literal[1, -1]) -> None:
@@ -269,6 +280,7 @@ def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Parti
             ),
             arrived_gpus=jobs.arrived_gpus,
             arrived_jobs=jobs.arrived_jobs,
+            heard_us=jobs.heard_us,
         )
         for pool, jobs in sorted(shard.pools.items())
         if jobs.running_jobs or jobs.waiting or jobs.arrived_jobs
@@ -314,6 +326,8 @@ def shard_from(rows: Mapping[bytes, bytes], partition: int) -> JobShard:
             pool = shard.pools.setdefault(name, PoolJobs())
             pool.arrived_jobs += arrived.jobs
             pool.arrived_gpus += arrived.gpus
+        for name, at_us in block.heard_us.items():
+            _hear(shard, name, at_us)
         for row in block.jobs.values():
             _count(shard, row, 1)
     return shard

@@ -276,7 +276,19 @@ def merge(partials: Sequence[Partial], tick_us: int, *, reported: int, expected:
         features={name: _feature(name, partials, tick_us, rented) for name in FEATURES},
         shards_reported=reported,
         shards_expected=expected,
+        demand_age_us=_demand_age_us(partials, tick_us),
     )
+
+
+def _demand_age_us(partials: Sequence[Partial], tick_us: int) -> int | None:
+    """Return the age of what is known of demand, by the source that was silent for longest.
+
+    Where jobs run, each shard of them must go on to speak, and so must each service; a shard
+    without running jobs may well have nothing to say.
+    """
+    heard = [p.heard_us for p in partials if p.running_jobs and p.heard_us is not None]
+    heard += [service.event_time_us for p in partials for service in p.services]
+    return max(tick_us - min(heard), 0) if heard else None
 
 
 def state_output(state: PoolState) -> Output:

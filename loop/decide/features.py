@@ -63,6 +63,7 @@ class Ages:
     """The moment of observation and how old its main inputs are then."""
 
     now_us: int
+    tick_us: int
     demand_us: int
     capacity_us: int
     forecast_us: int
@@ -78,7 +79,7 @@ def pool_features(
     """Fill in all features of a pool but those that follow from the rule and the guards."""
     _load(row, memory, ages.demand_us, wait_target_us, ages.now_us)
     _capacity(row, ages.capacity_us, ages.now_us)
-    _hardware(row, ages.demand_us)
+    _hardware(row, ages.tick_us)
     _forecast(row, ages.forecast_us)
     _money(row, offers, ages.capacity_us, ages.now_us)
     _clock(row, ages.now_us)

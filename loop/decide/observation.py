@@ -35,6 +35,10 @@ from gpuloop.schemas.policy import (
 from gpuloop.schemas.units import MINUTE_US, USD_MICROS
 
 DEMAND_AGE_MAX_US: Final = 5 * MINUTE_US
+DEMAND_SILENT_US: Final = 12 * MINUTE_US
+"""How long jobs or a service may say nothing: running jobs report every five minutes, so two
+reports are missing and some time for their way is over."""
+
 FORECAST_AGE_MAX_US: Final = 10 * MINUTE_US
 UTILISATION_TARGET: Final = 1.0
 WAIT_TARGET_US: Final = 30 * MINUTE_US
@@ -188,7 +192,13 @@ def _read(memory: PoolMemory, around: Surroundings, now_us: int) -> Row:
         features={},
     )
     wait_target_us = objectives.wait_target_us or WAIT_TARGET_US
-    ages = Ages(now_us=now_us, demand_us=age, capacity_us=capacity_age, forecast_us=forecast_age)
+    ages = Ages(
+        now_us=now_us,
+        tick_us=age,
+        demand_us=_demand_age(pool, age),
+        capacity_us=capacity_age,
+        forecast_us=forecast_age,
+    )
     pool_features(row, memory, offers, ages, wait_target_us)
     return row
 
@@ -199,9 +209,14 @@ def freshness(pool: PoolState, now_us: int) -> tuple[bool, bool, bool]:
     ready = sum(tranche.nodes_ready for tranche in pool.tranches)
     return (
         pool.capacity_age_us + age <= CAPACITY_AGE_MAX_US,
-        age <= DEMAND_AGE_MAX_US,
+        age <= DEMAND_AGE_MAX_US and _demand_age(pool, age) <= DEMAND_SILENT_US,
         pool.shards_reported >= pool.shards_expected and pool.nodes_heard * 2 >= ready,
     )
+
+
+def _demand_age(pool: PoolState, age: int) -> int:
+    """Return how old demand is; a producer that does not say is believed to its last state."""
+    return age + (pool.demand_age_us or 0)
 
 
 def anchor_price(memory: PoolMemory, offers: Mapping[tuple[str, Billing], Offer]) -> None:

@@ -77,7 +77,8 @@ class Capacity(Part, frozen=True, kw_only=True):
 class Partial(Message, frozen=True, kw_only=True):
     """What one shard (a partition of one source topic) knows about one pool; it replaces the last.
 
-    A shard fills only the parts its topic feeds; `tick_us` is the tick it was written at.
+    A shard fills only the parts its topic feeds; `tick_us` is the tick it was written at and
+    `heard_us` the time of the newest event about the pool.
     """
 
     TYPE: ClassVar[str] = "internal.partials"
@@ -95,6 +96,7 @@ class Partial(Message, frozen=True, kw_only=True):
     refused_jobs: Count = 0
     services: tuple[ServiceState, ...] = ()
     capacity: Capacity | None = None
+    heard_us: TimeUs | None = None
 
 
 class Segment(Part, frozen=True, kw_only=True):

@@ -89,6 +89,8 @@ class PoolState(Message, frozen=True, kw_only=True):
 
     `shards_reported` of `shards_expected` partial sums were fresh at `tick_us`; a partial that was
     not is still summed and shows in the ages. `nodes_heard` counts nodes that sent within a minute.
+    `demand_age_us` is for how long a source of demand that should report has not: one that has
+    running jobs, or a service. It is null while nothing should, so that a quiet hour is no silence.
     """
 
     TYPE: ClassVar[str] = "state.pools"
@@ -115,3 +117,4 @@ class PoolState(Message, frozen=True, kw_only=True):
     features: dict[str, Feature]
     shards_reported: Count
     shards_expected: Count
+    demand_age_us: DurationUs | None = None

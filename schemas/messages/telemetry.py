@@ -107,7 +107,8 @@ class JobEvent(Message, frozen=True, kw_only=True):
     """Something that happened to a batch job.
 
     `gpu_us_done` is useful work kept so far, `gpu_us_lost` what this event threw away; both are
-    GPU-microseconds. `generation` counts the migrations applied to the job.
+    GPU-microseconds. `generation` counts the migrations applied to the job. A running job reports
+    `progress` at least every five minutes: when none does, the source is taken for silent.
     """
 
     TYPE: ClassVar[str] = "telemetry.jobs"

@@ -2,11 +2,11 @@
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from echo import FLEET, Echo, anchor, fault, fault_output
+from echo import FLEET, Echo, EchoState, anchor, fault, fault_output
 from stage import SEED, STORY, WALL_US, Stage, play, simulated, written
 
 from gpuloop.loop.replay.player import replay
@@ -16,7 +16,8 @@ from gpuloop.loop.shells.broker import Partition, PositionLost
 from gpuloop.loop.shells.journal import JOURNAL, SNAPSHOTS, JournalBroken
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.schemas.codec import Encoded, decode
-from gpuloop.schemas.messages import Cut, DeadLetter, Snapshot
+from gpuloop.schemas.component import Context, Event, Output
+from gpuloop.schemas.messages import Anomaly, Cut, DeadLetter, Snapshot
 from gpuloop.schemas.messages.base import Message
 from gpuloop.schemas.units import SECOND_US
 
@@ -80,6 +81,29 @@ def test_only_the_last_cut_is_sent_again() -> None:
     again = written(stage.broker)[len(before) :]
     assert again == before[-len(again) :]
     assert 1 <= len(again) < len(before)
+
+
+class Signing(Echo):
+    """Puts the name of its run into all it says."""
+
+    def step(
+        self, state: EchoState, event: Event, ctx: Context
+    ) -> tuple[EchoState, Sequence[Output]]:
+        self._salt = f"{ctx.run}/"
+        return super().step(state, event, ctx)
+
+
+def test_a_cut_that_is_followed_is_that_of_the_run_which_made_it() -> None:
+    stage = Stage(MemoryBroker(), component=Signing())
+    stage.start()
+    stage.tell(61, [fault_output(1)])
+    stage.settle()
+    stage.start()
+    stage.tell(121, [fault_output(2)])
+    stage.settle()
+    assert (stage.watcher.followed, stage.watcher.disagreed) == (1, 0)
+    runs = [m.metric.split("/")[0] for _, m in written(stage.broker) if isinstance(m, Anomaly)]
+    assert runs == ["run-1"] * 4 + ["run-2"] * 2  # The last cut of run-1 was sent again.
 
 
 def test_a_clean_stop_leaves_nothing_to_follow() -> None:

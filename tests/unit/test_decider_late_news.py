@@ -1,7 +1,10 @@
 """What the decider does with news that is old, late, ahead of its time or not there yet."""
 
+import pytest
+
 from builders import FLEET, control, pool_state, received
 from decider_loop import Loop, commands, decisions, proposals, replace
+from gpuloop.loop.decide.observation import DEMAND_SILENT_US, freshness
 from gpuloop.schemas.messages import Approval, Fault
 from gpuloop.schemas.messages.actions import ScaleTo
 from gpuloop.schemas.messages.control import Objectives, SetMode
@@ -144,3 +147,40 @@ def test_a_fault_that_is_heard_of_too_late_moves_nothing():
     assert strike(loop, age_us=30 * MINUTE_US) == []
     assert commands(loop.minute(CALM)) == []
     assert [one.target for one in commands(strike(loop, age_us=29 * MINUTE_US))] == ["j1"]
+
+
+SILENT = {"demand_age_us": DEMAND_SILENT_US + 1}
+
+
+@pytest.mark.parametrize("pool", [HUNGRY, IDLE])
+def test_a_pool_whose_jobs_fell_silent_neither_grows_nor_shrinks(pool):
+    for age_us, acts in ((None, True), (DEMAND_SILENT_US, True), (DEMAND_SILENT_US + 1, False)):
+        loop = settled(CALM)
+        told = replace(pool, demand_age_us=age_us)
+        made = [one for _ in range(20) for one in commands(loop.minute(told))]
+        assert bool(made) is acts
+
+
+def test_a_decision_says_that_demand_is_silent():
+    loop = settled(CALM)
+    (decision,) = decisions(loop.minute(replace(HUNGRY, **SILENT)))
+    assert "demand not fresh" in decision.why_not
+    assert {"allocated_ratio", "queued_gpus_ratio"} <= set(decision.stale_inputs)
+    assert "utilisation" not in decision.stale_inputs
+
+
+def test_the_silence_of_jobs_goes_on_while_no_state_comes():
+    loop = settled(CALM)
+    loop.minute(replace(HUNGRY, demand_age_us=DEMAND_SILENT_US - 2 * MINUTE_US))
+    memory = loop.state.pools["a100"].latest
+    assert freshness(memory, loop.now_us + 2 * MINUTE_US)[1]
+    assert not freshness(memory, loop.now_us + 2 * MINUTE_US + 1)[1]
+
+
+def test_a_yes_to_grow_releases_nothing_once_the_jobs_fell_silent():
+    loop = settled(CALM, mode="advise")
+    (proposal,) = proposals(loop.minute(HUNGRY))
+    news = replace(HUNGRY, tick_us=loop.now_us + 1, **SILENT)
+    loop.send(received("state.pools", news, "a100"))
+    (ended,) = proposals(approve(loop, proposal.command))
+    assert (ended.state, "demand" in ended.command.reason) == ("stale", True)

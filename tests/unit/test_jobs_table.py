@@ -164,3 +164,41 @@ def test_refusals_count_once_each_and_only_refusals() -> None:
     assert len(shard.recent) == 1
     assert jobs.absorb_tenant(shard, tenant(4, "refused")) == "late"
     assert jobs.tenant_partials(shard, "local", "tenants/0", T0)[0].refused_jobs == 3
+
+
+RUNNING = [event("submitted", 1), event("started", 2, attempt=1)]
+
+
+def test_a_shard_tells_when_it_last_heard_of_each_pool() -> None:
+    shard = JobShard()
+    absorb(shard, *RUNNING, event("submitted", 9, job="j2", pool="a100"))
+    absorb(shard, event("progress", 5, attempt=1))
+    heard = {one.pool: one.heard_us for one in jobs.partials(shard, "local", "jobs/0", T0)}
+    assert heard == {"h100": T0 + 5 * MINUTE, "a100": T0 + 9 * MINUTE}
+
+
+def test_what_comes_again_is_no_sign_of_life() -> None:
+    shard = JobShard()
+    absorb(shard, *RUNNING, event("progress", 5, attempt=1))
+    absorb(shard, event("progress", 5, attempt=1, event_time_us=T0 + 50 * MINUTE))
+    (told,) = jobs.partials(shard, "local", "jobs/0", T0)
+    assert told.heard_us == T0 + 5 * MINUTE
+
+
+def test_when_a_pool_was_last_heard_of_survives_a_restart_and_its_jobs_moves() -> None:
+    shard = JobShard()
+    absorb(shard, *RUNNING, event("progress", 7, attempt=1))
+    absorb(shard, event("migrated", 8, attempt=1, pool="a100", nodes=("n9",)))
+    rows = {jobs.row_key(0, n): jobs.row_of(shard, n) for n in range(jobs.BLOCKS)}
+    assert jobs.shard_from(rows, 0).pools["h100"].heard_us == T0 + 7 * MINUTE
+    assert jobs.shard_from(rows, 0).pools["a100"].heard_us == T0 + 8 * MINUTE
+
+
+def test_rows_that_do_not_tell_when_a_pool_was_heard_of_say_nothing_about_it() -> None:
+    shard = JobShard()
+    absorb(shard, *RUNNING)
+    for block in shard.blocks:
+        block.heard_us = {}
+    rows = {jobs.row_key(0, n): jobs.row_of(shard, n) for n in range(jobs.BLOCKS)}
+    (told,) = jobs.partials(jobs.shard_from(rows, 0), "local", "jobs/0", T0)
+    assert (told.running_jobs, told.heard_us) == (1, None)

@@ -11,7 +11,7 @@ from gpuloop.schemas.messages import (
     ServiceSample,
 )
 from gpuloop.schemas.messages.internal import Capacity, FeatureSum
-from gpuloop.schemas.messages.state import QueueState
+from gpuloop.schemas.messages.state import QueueState, ServiceState
 from gpuloop.schemas.messages.telemetry import Tranche
 from gpuloop.schemas.units import INT64_MAX
 from gpuloop.streams import jobs, pools
@@ -255,3 +255,35 @@ def test_a_service_that_leaves_a_pool_is_told_as_gone_and_a_silent_one_forgotten
     ]
     pools.absorb_service(shard, service("code", 2, "l4", at=T + 61 * MINUTE))
     assert set(shard.services) == {"code"}
+
+
+def test_demand_is_as_old_as_the_running_jobs_that_were_silent_for_longest() -> None:
+    state = merged(
+        partial("jobs/0", running_jobs=1, heard_us=T - MINUTE),
+        partial("jobs/1", running_jobs=2, heard_us=T - 9 * MINUTE),
+    )
+    assert state.demand_age_us == 9 * MINUTE
+
+
+def test_a_shard_without_running_jobs_may_be_quiet() -> None:
+    quiet = partial("jobs/1", arrived_jobs=3, heard_us=T - 99 * MINUTE)
+    assert merged(quiet).demand_age_us is None
+    assert merged(partial("jobs/0", running_jobs=1, heard_us=T), quiet).demand_age_us == 0
+
+
+def test_a_shard_that_does_not_say_when_it_heard_of_jobs_has_no_age() -> None:
+    assert merged(partial("jobs/0", running_jobs=1)).demand_age_us is None
+
+
+def test_a_service_that_falls_silent_makes_demand_old() -> None:
+    state = ServiceState(
+        service="chat",
+        gpus=8,
+        requests_per_second=1.0,
+        utilisation=0.5,
+        first_token_p95_us=1,
+        violated=False,
+        event_time_us=T - 7 * MINUTE,
+    )
+    running = partial("jobs/0", running_jobs=1, heard_us=T)
+    assert merged(running, partial("services/0", services=(state,))).demand_age_us == 7 * MINUTE

@@ -49,9 +49,11 @@ def requested(port: int, *, purpose: str) -> int:
     """Return `port`, which a person asked for.
 
     Raises:
-        StackError: something else listens there.
+        StackError: there is no such port, or something else listens there.
 
     """
+    if not 0 < port < 65_536:
+        raise StackError(f"port {port}, requested for {purpose}, is not between 1 and 65535")
     if not is_free(port):
         raise StackError(f"port {port}, requested for {purpose}, is already in use")
     return port

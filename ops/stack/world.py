@@ -19,7 +19,7 @@ def resume(path: Path, settings: Settings) -> Settings:
     """Return the settings of the world remembered at `path`; remember them if there is none.
 
     Raises:
-        StackError: a setting that was given is not that of the world.
+        StackError: a setting that was given is not that of the world, or the file is damaged.
 
     """
     settings = _whole_paths(settings)
@@ -57,6 +57,8 @@ def _whole_paths(settings: Settings) -> Settings:
 def _read(path: Path) -> Settings | None:
     try:
         kept = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+        return Settings.from_environment(kept)
     except FileNotFoundError:
         return None
-    return Settings.from_environment(kept)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise StackError(f"{path} is damaged ({error}); --fresh starts another world") from None

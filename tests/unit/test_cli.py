@@ -317,6 +317,14 @@ def test_report_has_the_promised_keys_and_types() -> None:
     assert "verified" in "\n".join(report.lines(built))
 
 
+@pytest.mark.parametrize("damage", ['{"a":', "[]", '{"GPULOOP_SEED": "many"}', "\xff"])
+def test_a_damaged_world_is_one_clear_line(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "world.json"
+    path.write_bytes(damage.encode("latin-1"))
+    with pytest.raises(StackError, match=r"world.json is damaged .*--fresh starts another"):
+        world.resume(path, Settings())
+
+
 def test_world_is_resumed_with_what_it_was_begun_with(tmp_path: Path) -> None:
     path = tmp_path / "world.json"
     first = world.resume(path, Settings(seed=7, traces=tmp_path, speed=60.0))

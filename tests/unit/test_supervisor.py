@@ -406,6 +406,8 @@ def test_requested_port_that_is_taken_is_named_and_a_free_one_is_found_instead(
             ports.requested(port, purpose="Kafka")
         assert next(ports.free_ports(tmp_path)) != port
     assert ports.requested(port, purpose="Kafka") == port
+    with pytest.raises(StackError, match="99999, requested for Kafka, is not between"):
+        ports.requested(99_999, purpose="Kafka")
 
 
 def test_two_folders_search_ports_in_different_places() -> None:

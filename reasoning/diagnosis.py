@@ -6,7 +6,6 @@ and what comes back is summed by subject, because a hot node is one culprit, not
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
@@ -19,7 +18,6 @@ from gpuloop.reasoning.series import Array
 from gpuloop.reasoning.topology import PROGRESS, Column, Link
 from gpuloop.schemas.identity import sha256_of
 from gpuloop.schemas.messages.insight import Suspect
-from gpuloop.schemas.units import MINUTE_US
 
 MAX_SUSPECTS: Final = 8
 MAX_COLUMNS: Final = 10
@@ -212,8 +210,8 @@ def describe(evidence: Evidence, column: Column) -> str:
     reading = evidence.readings.get(column)
     if reading is None or reading.newest() < 0:
         return name
-    began = (evidence.minute - _began(reading)) * MINUTE_US
-    since = datetime.fromtimestamp(began / 1e6, UTC).strftime("%H:%M")
+    hour, minute = divmod(evidence.minute - _began(reading), 60)
+    since = f"{hour % 24:02d}:{minute:02d}"
     return f"{name} {_change(column.metric, _worst(reading))} since {since}"
 
 

@@ -7,7 +7,6 @@ raises `BadInput` with one reason; what was refused goes whole to the dead-lette
 import hashlib
 from base64 import b64encode
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from typing import Final
 
@@ -16,6 +15,7 @@ import msgspec
 from gpuloop.schemas.catalogue import CATALOGUE, MAX_VALUE_BYTES, message_type
 from gpuloop.schemas.messages import DeadLetter, Message, dataschema
 from gpuloop.schemas.messages.record import DeadLetterReason
+from gpuloop.schemas.units import calendar_time
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -100,7 +100,11 @@ def encode(
     time_us: int | None = None,
     partition: int | None = None,
 ) -> Encoded:
-    """Return the record of a message: CloudEvents headers, key and value."""
+    """Return the record of a message: CloudEvents headers, key and value.
+
+    `ce_time`, which is optional there, is left out for a time after the year 9999: numbers allow
+    it, so it may come from outside, and what cannot be written would stop its reader for good.
+    """
     headers: list[tuple[str, bytes]] = [
         ("ce_specversion", b"1.0"),
         ("ce_id", event_id.encode()),
@@ -110,9 +114,8 @@ def encode(
         ("ce_dataschema", dataschema(type(message)).encode()),
         ("content-type", CONTENT_TYPES[CATALOGUE[topic].encoding]),
     ]
-    if time_us is not None:
-        stamp = datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="microseconds")
-        headers.append(("ce_time", stamp.encode()))
+    if time_us is not None and (time := calendar_time(time_us)) is not None:
+        headers.append(("ce_time", time.isoformat(timespec="microseconds").encode()))
     return Encoded(
         topic=topic,
         key=key.encode(),

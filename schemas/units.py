@@ -4,6 +4,7 @@ Times are microseconds since the Unix epoch on the fleet clock unless a name say
 millionths of a US dollar; ratios run from 0 to 1; a missing value is null, never a sentinel.
 """
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
 from msgspec import Meta
@@ -34,3 +35,13 @@ Positive = Annotated[float, Meta(ge=0.0)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Text = Annotated[str, Meta(max_length=4000)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256, lower-case hex")]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def calendar_time(time_us: int) -> datetime | None:
+    """Return a time exactly; None outside the years 1 to 9999, for which RFC 3339 has no words."""
+    try:
+        return _EPOCH + timedelta(microseconds=time_us)
+    except OverflowError:
+        return None

@@ -1,7 +1,6 @@
 """One readable line per message, for terminals. Pure."""
 
 from base64 import b64decode
-from datetime import UTC, datetime
 from typing import Final
 
 from gpuloop.schemas.codec import BadInput, Record, decode
@@ -30,14 +29,15 @@ from gpuloop.schemas.messages import (
     ServiceSample,
 )
 from gpuloop.schemas.messages.control import scope
-from gpuloop.schemas.units import USD_MICROS
+from gpuloop.schemas.units import USD_MICROS, calendar_time
 
 SHORT: Final = 12
 
 
 def when(time_us: int) -> str:
-    """Return fleet or wall time as date and time to the second."""
-    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    """Return fleet or wall time as date and time to the second, or as it is where none exists."""
+    time = calendar_time(time_us)
+    return f"{time_us} us" if time is None else time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def usd(micros: int) -> str:

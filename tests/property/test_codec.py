@@ -7,13 +7,15 @@ from typing import get_args
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gpuloop.ops.cli.lines import when
 from gpuloop.schemas.catalogue import CATALOGUE, MAX_VALUE_BYTES
 from gpuloop.schemas.codec import BadInput, Record, dead_letters, decode, encode
-from gpuloop.schemas.messages import Approval, Fault, GpuSample, JobEvent
+from gpuloop.schemas.messages import Approval, ClockAnchor, Fault, GpuSample, JobEvent
 from gpuloop.schemas.messages.record import DeadLetterReason
+from gpuloop.schemas.units import INT64_MAX
 
 REASONS = set(get_args(DeadLetterReason))
 
@@ -251,3 +253,23 @@ def test_field_order_is_that_of_the_class_so_equal_messages_have_equal_bytes():
         gpus=1,
     )
     assert msgspec.json.encode(event).startswith(b'{"fleet":"f","job":"j","kind":"submitted"')
+
+
+@given(st.integers(0, INT64_MAX))
+@example(INT64_MAX)
+@example(253_402_300_799_999_999)
+@example(253_402_300_800_000_000)
+def test_a_time_of_any_year_can_be_written_and_told_to_people(time_us):
+    anchor = ClockAnchor(fleet="f", world="w", anchor_us=time_us, anchor_wall_us=0, speed=1.0)
+    written = stored(
+        encode("telemetry.clock", "f", anchor, event_id="1", source="w", time_us=time_us)
+    )
+    assert decode(written) == anchor
+    assert (written.header("ce_time") is None) == (time_us >= 253_402_300_800_000_000)
+    assert when(time_us)
+
+
+def test_the_time_of_an_event_is_written_to_the_microsecond():
+    anchor = ClockAnchor(fleet="f", world="w", anchor_us=0, anchor_wall_us=0, speed=1.0)
+    written = encode("telemetry.clock", "f", anchor, event_id="1", source="w", time_us=1_000_001)
+    assert stored(written).header("ce_time") == "1970-01-01T00:00:01.000001+00:00"

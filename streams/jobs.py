@@ -59,6 +59,8 @@ class JobRow(State):
     checkpointed_us: int | None = None
     done: tuple[int, int, int] = (0, 0, 0)
     counted: bool = False
+    heard_us: int = 0
+    """The newest event, whichever it is; 0 in rows of before this was kept."""
 
 
 def _rank(event: JobEvent) -> tuple[bool, int, bool, int, int]:
@@ -97,6 +99,7 @@ def merge(row: JobRow | None, event: JobEvent) -> JobRow:
         checkpointed_us=checkpointed,
         done=done,
         counted=row.counted or event.kind == "submitted",
+        heard_us=max(row.heard_us, event.event_time_us),
     )
 
 
@@ -140,13 +143,11 @@ class Arrived(State):
 
 
 class JobBlock(State):
-    """One table row: some jobs, what arrived among them per pool, the newest event times."""
+    """One table row: some jobs, what arrived among them per pool, the newest event time."""
 
     jobs: dict[str, JobRow] = {}
     arrived: dict[str, Arrived] = {}
     newest_us: int = 0
-    heard_us: dict[str, int] = {}
-    """The newest event of each pool."""
 
 
 class Waiting(State):
@@ -159,13 +160,12 @@ class Waiting(State):
 class PoolJobs(State):
     """Sums over the jobs of one pool, kept up to date event by event."""
 
-    running_jobs: int = 0
     gpus_allocated: int = 0
     waiting: dict[str, Waiting] = {}
     arrived_jobs: int = 0
     arrived_gpus: int = 0
-    heard_us: int | None = None
-    """The newest event; None before the first of them, as rows of long ago do not tell."""
+    running: dict[str, int] = {}
+    """When each running job was last heard of."""
 
 
 class JobShard(State):
@@ -214,8 +214,6 @@ def absorb(shard: JobShard, event: JobEvent, event_id: str) -> JobChange:
     _count(shard, new, 1)
     block.jobs[event.job] = new
     block.newest_us = max(block.newest_us, event.event_time_us)
-    block.heard_us[event.pool] = max(block.heard_us.get(event.pool, 0), event.event_time_us)
-    _hear(shard, event.pool, event.event_time_us)
     shard.newest_us = max(shard.newest_us, event.event_time_us)
     _forget(block, shard.newest_us)
     state = state_of(new)
@@ -229,18 +227,16 @@ def absorb(shard: JobShard, event: JobEvent, event_id: str) -> JobChange:
     return JobChange(output, number, None)
 
 
-def _hear(shard: JobShard, name: str, at_us: int) -> None:
-    pool = shard.pools.setdefault(name, PoolJobs())
-    pool.heard_us = max(pool.heard_us or 0, at_us)
-
-
 def _count(shard: JobShard, row: JobRow, sign: Literal[1, -1]) -> None:
     event = row.latest
     phase = phase_of(event)
     pool = shard.pools.setdefault(event.pool, PoolJobs())
     if phase == "running":
-        pool.running_jobs += sign
         pool.gpus_allocated += sign * event.gpus
+        if sign > 0:
+            pool.running[event.job] = max(row.heard_us, event.event_time_us)
+        else:
+            del pool.running[event.job]
     elif phase == "queued":
         queue = pool.waiting.setdefault(event.job_class, Waiting())
         queue.gpus += sign * event.gpus
@@ -272,7 +268,7 @@ def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Parti
             shard=name,
             tick_us=tick_us,
             gpus_allocated=jobs.gpus_allocated,
-            running_jobs=jobs.running_jobs,
+            running_jobs=len(jobs.running),
             queues=tuple(
                 entry
                 for job_class, queue in sorted(jobs.waiting.items())
@@ -280,10 +276,10 @@ def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Parti
             ),
             arrived_gpus=jobs.arrived_gpus,
             arrived_jobs=jobs.arrived_jobs,
-            heard_us=jobs.heard_us,
+            heard_us=max(jobs.running.values(), default=None),
         )
         for pool, jobs in sorted(shard.pools.items())
-        if jobs.running_jobs or jobs.waiting or jobs.arrived_jobs
+        if jobs.running or jobs.waiting or jobs.arrived_jobs
     ]
 
 
@@ -326,8 +322,6 @@ def shard_from(rows: Mapping[bytes, bytes], partition: int) -> JobShard:
             pool = shard.pools.setdefault(name, PoolJobs())
             pool.arrived_jobs += arrived.jobs
             pool.arrived_gpus += arrived.gpus
-        for name, at_us in block.heard_us.items():
-            _hear(shard, name, at_us)
         for row in block.jobs.values():
             _count(shard, row, 1)
     return shard

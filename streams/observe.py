@@ -61,7 +61,7 @@ class Observe:
         "telemetry.resources",
         "telemetry.tenants",
     )
-    state_version: ClassVar[int] = 1
+    state_version: ClassVar[int] = 2
 
     def __init__(
         self,

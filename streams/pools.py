@@ -286,7 +286,7 @@ def _demand_age_us(partials: Sequence[Partial], tick_us: int) -> int | None:
     Where jobs run, each shard of them must go on to speak, and so must each service; a shard
     without running jobs may well have nothing to say.
     """
-    heard = [p.heard_us for p in partials if p.running_jobs and p.heard_us is not None]
+    heard = [p.heard_us for p in partials if p.heard_us is not None]
     heard += [service.event_time_us for p in partials for service in p.services]
     return max(tick_us - min(heard), 0) if heard else None
 

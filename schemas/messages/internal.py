@@ -78,7 +78,7 @@ class Partial(Message, frozen=True, kw_only=True):
     """What one shard (a partition of one source topic) knows about one pool; it replaces the last.
 
     A shard fills only the parts its topic feeds; `tick_us` is the tick it was written at and
-    `heard_us` the time of the newest event about the pool.
+    `heard_us` the time of the newest event about the pool's running jobs.
     """
 
     TYPE: ClassVar[str] = "internal.partials"

@@ -169,36 +169,43 @@ def test_refusals_count_once_each_and_only_refusals() -> None:
 RUNNING = [event("submitted", 1), event("started", 2, attempt=1)]
 
 
-def test_a_shard_tells_when_it_last_heard_of_each_pool() -> None:
+def heard(shard: JobShard) -> dict[str, int | None]:
+    return {one.pool: one.heard_us for one in jobs.partials(shard, "local", "jobs/0", T0)}
+
+
+def rows(shard: JobShard) -> dict[bytes, bytes]:
+    return {jobs.row_key(0, number): jobs.row_of(shard, number) for number in range(jobs.BLOCKS)}
+
+
+def test_a_shard_tells_when_it_last_heard_of_running_jobs_of_each_pool() -> None:
     shard = JobShard()
-    absorb(shard, *RUNNING, event("submitted", 9, job="j2", pool="a100"))
-    absorb(shard, event("progress", 5, attempt=1))
-    heard = {one.pool: one.heard_us for one in jobs.partials(shard, "local", "jobs/0", T0)}
-    assert heard == {"h100": T0 + 5 * MINUTE, "a100": T0 + 9 * MINUTE}
+    absorb(shard, *RUNNING, event("progress", 5, attempt=1))
+    absorb(shard, event("started", 3, job="j2"), event("submitted", 9, job="j3", pool="a100"))
+    assert heard(shard) == {"h100": T0 + 5 * MINUTE, "a100": None}
+    absorb(shard, event("finished", 11, attempt=1))
+    assert heard(shard)["h100"] == T0 + 3 * MINUTE
+    absorb(shard, event("finished", 12, job="j2"))
+    assert heard(shard)["h100"] is None
 
 
 def test_what_comes_again_is_no_sign_of_life() -> None:
     shard = JobShard()
-    absorb(shard, *RUNNING, event("progress", 5, attempt=1))
-    absorb(shard, event("progress", 5, attempt=1, event_time_us=T0 + 50 * MINUTE))
-    (told,) = jobs.partials(shard, "local", "jobs/0", T0)
-    assert told.heard_us == T0 + 5 * MINUTE
+    absorb(shard, *RUNNING, event("progress", 5, attempt=1), *RUNNING)
+    assert heard(shard) == {"h100": T0 + 5 * MINUTE}
 
 
-def test_when_a_pool_was_last_heard_of_survives_a_restart_and_its_jobs_moves() -> None:
+def test_when_running_jobs_were_last_heard_of_survives_a_restart_and_a_move() -> None:
     shard = JobShard()
-    absorb(shard, *RUNNING, event("progress", 7, attempt=1))
+    absorb(shard, *RUNNING, event("started", 3, job="j2"), event("progress", 7, attempt=1))
     absorb(shard, event("migrated", 8, attempt=1, pool="a100", nodes=("n9",)))
-    rows = {jobs.row_key(0, n): jobs.row_of(shard, n) for n in range(jobs.BLOCKS)}
-    assert jobs.shard_from(rows, 0).pools["h100"].heard_us == T0 + 7 * MINUTE
-    assert jobs.shard_from(rows, 0).pools["a100"].heard_us == T0 + 8 * MINUTE
+    expected = {"h100": T0 + 3 * MINUTE, "a100": T0 + 8 * MINUTE}
+    assert heard(shard) == heard(jobs.shard_from(rows(shard), 0)) == expected
 
 
-def test_rows_that_do_not_tell_when_a_pool_was_heard_of_say_nothing_about_it() -> None:
+def test_rows_of_before_go_by_the_event_that_speaks_for_the_job() -> None:
     shard = JobShard()
     absorb(shard, *RUNNING)
     for block in shard.blocks:
-        block.heard_us = {}
-    rows = {jobs.row_key(0, n): jobs.row_of(shard, n) for n in range(jobs.BLOCKS)}
-    (told,) = jobs.partials(jobs.shard_from(rows, 0), "local", "jobs/0", T0)
-    assert (told.running_jobs, told.heard_us) == (1, None)
+        for row in block.jobs.values():
+            row.heard_us = 0
+    assert heard(jobs.shard_from(rows(shard), 0)) == {"h100": T0 + 2 * MINUTE}

@@ -266,7 +266,7 @@ def test_demand_is_as_old_as_the_running_jobs_that_were_silent_for_longest() -> 
 
 
 def test_a_shard_without_running_jobs_may_be_quiet() -> None:
-    quiet = partial("jobs/1", arrived_jobs=3, heard_us=T - 99 * MINUTE)
+    quiet = partial("jobs/1", arrived_jobs=3)
     assert merged(quiet).demand_age_us is None
     assert merged(partial("jobs/0", running_jobs=1, heard_us=T), quiet).demand_age_us == 0
 

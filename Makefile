@@ -12,10 +12,11 @@ PYTHON ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts sim faults bench presubmit lock clean
+.PHONY: help setup run test lint format types contracts sim faults bench presubmit lock clean \
+  test-compose
 
 help: ## Show the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Make .venv ready (EXTRAS="learn ..." for some only, TORCH_INDEX=URL, DISK_GIB=N).
 	@for python in $(or $(PYTHON),$(PYTHONS)); do \
@@ -58,6 +59,9 @@ bench: setup ## Run the benchmarks, one script per published figure.
 	  [ -e "$$script" ] || { echo "There are no benchmarks yet."; break; }; \
 	  $(BIN)/python "$$script" $(ARGS) || exit 1; \
 	done
+
+test-compose: setup ## Run the stack in containers and see it live, die and recover (ARGS="-k name").
+	@$(BIN)/python tests/compose/run.py $(ARGS)
 
 presubmit: lint types contracts test ## Everything that a change must pass.
 

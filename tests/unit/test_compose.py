@@ -176,11 +176,59 @@ def test_prometheus_asks_every_service_that_compose_runs_by_default() -> None:
     assert group["targets"] == running
 
 
-def test_dashboard_shows_metrics_that_exist() -> None:
-    folder = ROOT / "ops" / "grafana" / "dashboards"
-    exposed = metrics.exposition().decode()
-    for path in folder.glob("*.json"):
-        panels = json.loads(path.read_text())["panels"]
-        for expression in (target["expr"] for panel in panels for target in panel["targets"]):
-            for name in re.findall(r"gpuloop_\w+", expression):
-                assert f"# TYPE {name.removesuffix('_bucket')} " in exposed, name
+def metric_names(expression: str) -> set[str]:
+    """Return the metrics of ours that a query names."""
+    return {name.removesuffix("_bucket") for name in re.findall(r"\bgpuloop_\w+", expression)}
+
+
+def exported() -> set[str]:
+    """Return the metrics that a process of ours exposes."""
+    return set(re.findall(r"^# TYPE (\w+) ", metrics.exposition().decode(), re.M))
+
+
+ALERTS = {
+    rule["alert"]: rule
+    for group in yaml.safe_load((ROOT / "ops" / "prometheus" / "rules.yml").read_text())["groups"]
+    for rule in group["rules"]
+}
+DASHBOARDS = sorted((ROOT / "ops" / "grafana" / "dashboards").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_dashboard_asks_its_source_for_metrics_that_exist(path: Path) -> None:
+    (source,) = yaml.safe_load(
+        (ROOT / "ops/grafana/provisioning/datasources/prometheus.yml").read_text()
+    )["datasources"]
+    panels = json.loads(path.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        assert panel["datasource"]["uid"] == source["uid"]
+        for target in panel["targets"]:
+            names = metric_names(target["expr"])
+            assert names
+            assert names <= exported()
+
+
+def test_grafana_is_given_the_folders_that_its_provisioning_names() -> None:
+    (provider,) = yaml.safe_load(
+        (ROOT / "ops/grafana/provisioning/dashboards/gpuloop.yml").read_text()
+    )["providers"]
+    mounts = dict(mount.split(":")[:2] for mount in ALL["grafana"]["volumes"])
+    assert mounts["./ops/grafana/dashboards"] == provider["options"]["path"]
+    home = ALL["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert Path(home).name in {path.name for path in DASHBOARDS}
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_alert_watches_metrics_that_exist_and_a_runbook_says_what_to_do(name: str) -> None:
+    expression = ALERTS[name]["expr"]
+    assert metric_names(expression) <= exported()
+    assert metric_names(expression) or expression.startswith("up{")
+    assert ALERTS[name]["labels"]["severity"] in ("page", "ticket")
+    assert f"### {name}\n" in (ROOT / "docs" / "operating.md").read_text()
+
+
+def test_prometheus_loads_the_alerts() -> None:
+    config = yaml.safe_load((ROOT / "ops" / "prometheus" / "prometheus.yml").read_text())
+    assert config["rule_files"] == ["rules.yml"]
+    assert "./ops/prometheus:/etc/prometheus:ro" in ALL["prometheus"]["volumes"]

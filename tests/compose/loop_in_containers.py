@@ -1,0 +1,189 @@
+"""The loop in containers: what `tests/integration/test_end_to_end.py` sees, seen from outside.
+
+`run.py` starts the containers and then runs this file; a plain pytest does not collect it.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from compose.engine import Engine
+from compose.project import Project
+from gpuloop.schemas.messages import Decision
+from gpuloop.schemas.units import MINUTE_US
+from integration.test_end_to_end import (  # noqa: F401  Collected here once more.
+    applied,
+    messages,
+    test_a_burst_leads_to_a_scaling_command_that_the_twin_applies,
+    test_a_fault_leads_to_a_cause_and_to_a_migration,
+    test_a_forced_alpha_shows_in_the_decisions,
+    test_a_price_change_moves_demand,
+    test_an_advised_command_waits_is_approved_and_is_applied,
+    test_rewards_arrive_and_a_policy_version_appears,
+    test_the_audit_chain_verifies_and_the_recording_replays,
+)
+from loop_stack import LoopStack, Watch
+
+pytestmark = pytest.mark.timeout(3600)
+GIVEN = json.loads(os.environ["GPULOOP_TEST_COMPOSE"])
+PROJECT = Project(
+    Engine(Path(GIVEN["engine"]), GIVEN["docker"]), Path(GIVEN["folder"]), GIVEN["environment"]
+)
+SERVICES = PROJECT.services()
+
+
+class PatientWatch(Watch):
+    """Containers, broker and tests share this machine with whatever else runs on it."""
+
+    def until(self, what, found, patience_s=900.0):
+        return super().until(what, found, patience_s)
+
+
+@pytest.fixture(scope="module")
+def stack():
+    return PROJECT
+
+
+@pytest.fixture(scope="module")
+def watch():
+    broker = PROJECT.broker()
+    watching = PatientWatch(broker)
+    thread = threading.Thread(target=watching.run, daemon=True)
+    thread.start()
+    yield watching
+    watching.stopped.set()
+    thread.join()
+    broker.close()
+
+
+def kcat(*arguments, say=""):
+    done = subprocess.run(
+        ["kcat", "-q", "-b", PROJECT.environment["GPULOOP_BOOTSTRAP_SERVERS"], *arguments],
+        input=say, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(shutil.which("kcat") is None, reason="needs kcat")
+def test_kcat_reads_the_topics_and_its_approval_is_obeyed(stack, watch):
+    assert kcat("-C", "-t", "actions.scaling", "-o", "beginning", "-e")
+    assert kcat("-C", "-t", "audit", "-o", "beginning", "-e", "-c", "5")
+    stack.command("control", "mode", "a100", "scaling", "advise")
+    stack.command("control", "objectives", "a100", "--utilisation-target", "0.5")
+    approved = set()
+
+    def waiting():
+        newest = {}
+        for proposal in kcat("-C", "-t", "proposals", "-o", "beginning", "-e"):
+            newest[proposal["command"]["command_id"]] = proposal
+        return [
+            found["command"]
+            for found in newest.values()
+            if found["state"] == "awaiting"
+            and found["command"]["pool"] == "a100"
+            and found["command"]["command_id"] not in approved
+        ]
+
+    def obeyed():
+        for command in waiting():
+            approved.add(command["command_id"])
+            yes = {
+                "fleet": "local",
+                "command_id": command["command_id"],
+                "digest": command["digest"],
+                "approve": True,
+                "by": "ada",
+            }
+            kcat("-P", "-t", "approvals", "-k", "ada", say=json.dumps(yes) + "\n")
+        return [o for o in applied(watch, "scaling") if o.command_id in approved]
+
+    assert watch.until("an approval put by kcat to be obeyed", obeyed)
+    stack.command("control", "mode", "a100", "scaling", "auto")
+
+
+@pytest.mark.skipif("prometheus" not in SERVICES, reason="no Prometheus here")
+def test_prometheus_scrapes_every_service_and_has_its_rules():
+    address = f"http://127.0.0.1:{PROJECT.environment['PROMETHEUS_PORT']}/api/v1/"
+
+    def ask(path):
+        with urllib.request.urlopen(address + path, timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    up = ask("query?" + urllib.parse.urlencode({"query": 'up{job="gpuloop"}'}))["result"]
+    assert {one["metric"]["service"]: one["value"][1] for one in up if one["value"][1] != "1"} == {}
+    assert len(up) >= 10
+    rules = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
+    assert rules
+    assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
+    checked = PROJECT.compose(
+        "exec", "-T", "prometheus", "promtool", "check", "config", "/etc/prometheus/prometheus.yml"
+    )
+    assert "FAILED" not in checked
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_killed_container_comes_back_and_the_loop_goes_on(watch, name):
+    tick = max(d.tick_us for d in messages(watch, Decision, "decisions"))
+    healthy = PROJECT.crash(name)
+
+    def on():
+        return any(d.tick_us > tick + MINUTE_US for d in messages(watch, Decision, "decisions"))
+
+    watch.until(f"decisions to go on without the old {name}", on)
+    print(f"RECOVERED {name} {healthy:.1f} s")
+
+
+def test_the_audit_is_whole_after_it_all(stack, watch):
+    once = [outcome.command_id for outcome in applied(watch)]
+    assert len(once) == len(set(once))
+    assert "verified" in stack.command("audit", "verify")
+    assert [letter.message.detail for letter in watch.of("deadletters")] == []
+
+
+def test_every_container_ends_in_time_when_asked_and_nothing_is_left(watch):
+    watch.stopped.set()
+    PROJECT.compose("stop")
+    ended = {name: PROJECT.inspect(name)["State"] for name in SERVICES}
+    assert {name for name, state in ended.items() if state["ExitCode"] == 137} == set()
+    assert {name for name, state in ended.items() if state["OOMKilled"]} == set()
+    PROJECT.compose("down", "--volumes")
+    assert PROJECT.left() == []
+
+
+def test_a_recording_made_on_the_host_replays_in_a_container(tmp_path):
+    host = LoopStack(tmp_path, {"COLUMNS": "200"})
+    without = [f"--without={one}" for one in ("learner", "causes", "clickhouse", "postgres")]
+    host.command("up", "--detach", "--speed", "120", *without)
+    try:
+        broker = host.broker()
+        watching = PatientWatch(broker)
+        thread = threading.Thread(target=watching.run, daemon=True)
+        thread.start()
+        watching.until(
+            "decisions on the host", lambda: len(messages(watching, Decision, "decisions")) > 60
+        )
+        watching.stopped.set()
+        thread.join()
+        broker.close()
+        host.command("record", "recording")
+    finally:
+        host.command("down", check=False)
+    for path in [tmp_path, *(tmp_path / "recording").rglob("*")]:
+        path.chmod(0o755)
+    (tmp_path / "recording").chmod(0o755)
+    said = PROJECT.engine.docker(
+        "run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL", "--tmpfs=/tmp",
+        f"--volume={tmp_path}/recording:/recording:ro", "--entrypoint=gpuloop",
+        "gpuloop-base:0.1.0", "replay", "/recording", "--json",
+    ).stdout  # fmt: skip
+    (report,) = msgspec.json.decode(said)
+    assert (report["different"], report["absent"]) == (0, 0)
+    assert report["equal"] > 50

@@ -1,0 +1,151 @@
+"""One run of docker-compose.yml as a project of its own, driven by Compose as a person would."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import Any, Final
+
+import msgspec
+
+from compose.engine import Engine
+from gpuloop.loop.shells.kafka import KafkaBroker
+from gpuloop.twin.config import TwinConfig
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+NAME: Final = "gpuloop-test"
+PORTS: Final = ("KAFKA_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
+RECOVERY_SECONDS: Final = 600.0
+OURS: Final = ("topics", "causes", "learner", "clickhouse-embedded")
+"""One service per image target."""
+
+
+@dataclass
+class Project:
+    """The containers of one project, and how people outside them reach the loop."""
+
+    engine: Engine
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def write(self, *, absent: set[str], networked_build: bool, twin: TwinConfig) -> None:
+        """Write the settings as a person would, and the one override file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ports = {name: str(port) for name, port in zip(PORTS, _free_ports(), strict=True)}
+        profiles = {"kafka", "twin", "stores", "monitoring"}
+        if "clickhouse" in absent:
+            profiles.add("local")
+        values = ports | {
+            "COMPOSE_PROFILES": ",".join(sorted(profiles)),
+            "GPULOOP_SPEED": "60",
+            "GPULOOP_START": "2017-10-16T08:00:00",
+        }
+        example = (ROOT / ".env.example").read_text()
+        for name, value in values.items():
+            example, found = re.subn(rf"^{name}=.*$", f"{name}={value}", example, flags=re.M)
+            assert found == 1, name
+        (self.folder / "env").write_text(example)
+        (self.folder / "twin.json").write_bytes(msgspec.json.encode(twin))
+        (self.folder / "twin.json").chmod(0o644)
+        self.folder.chmod(0o755)
+        lines = [
+            "services:",
+            "  twin:",
+            "    environment: {GPULOOP_TWIN_CONFIG: /run/twin.json}",
+            f'    volumes: ["{self.folder}/twin.json:/run/twin.json:ro"]',
+        ]
+        if networked_build:
+            lines += [f"  {name}: {{build: {{network: host}}}}" for name in OURS]
+        lines += [f"  {name}: {{profiles: !override [absent]}}" for name in sorted(absent)]
+        (self.folder / "override.yml").write_text("\n".join(lines) + "\n")
+        self.environment = {"GPULOOP_BOOTSTRAP_SERVERS": f"localhost:{ports['KAFKA_PORT']}"}
+        self.environment |= ports
+
+    def compose(self, *arguments: str, check: bool = True, timeout: float = 1800.0) -> str:
+        """Run `docker compose` for this project and return what it printed."""
+        return self.engine.docker(
+            "compose", "--progress=plain", f"--project-name={NAME}",
+            f"--env-file={self.folder}/env",
+            f"--file={ROOT}/docker-compose.yml", f"--file={self.folder}/override.yml",
+            *arguments, check=check, timeout=timeout,
+        ).stdout  # fmt: skip
+
+    def services(self, *, once: bool = False) -> list[str]:
+        """Return the services that run on, or those that run once."""
+        config = json.loads(self.compose("config", "--format=json"))["services"]
+        return [
+            name for name, body in config.items() if (body["restart"] == "on-failure:3") is once
+        ]
+
+    def inspect(self, service: str) -> dict[str, Any]:
+        """Return what the engine says of a service's container."""
+        number = self.compose("ps", "--all", "--quiet", service).strip()
+        (found,) = json.loads(self.engine.docker("inspect", number).stdout)
+        return dict(found)
+
+    def crash(self, service: str) -> float:
+        """Kill everything in a container but its init; return how long until it is healthy."""
+        before = self.inspect(service)["RestartCount"]
+        began = monotonic()
+        self.compose("exec", "-T", service, "sh", "-c", "kill -9 -1", check=False)
+        deadline = began + RECOVERY_SECONDS
+        while True:
+            found = self.inspect(service)
+            healthy = found["State"].get("Health", {}).get("Status") == "healthy"
+            if found["RestartCount"] > before and found["State"]["Running"] and healthy:
+                return monotonic() - began
+            assert monotonic() < deadline, f"{service} did not come back: {found['State']}"
+            Event().wait(0.5)
+
+    def command(self, *arguments: str, timeout: float = 300.0) -> str:
+        """Run `gpuloop` outside the containers, but where only their files hold the answer."""
+        if arguments[:2] == ("audit", "verify"):
+            return self.compose("exec", "-T", "auditor", "gpuloop", *arguments)
+        if arguments[0] == "record":
+            return self.compose(
+                "run", "--rm", "--no-deps", "--no-TTY", f"--user={os.getuid()}:{os.getgid()}",
+                f"--volume={self.folder}:/recordings", "--entrypoint=gpuloop",
+                "decider", "record", f"/recordings/{arguments[1]}",
+            )  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "gpuloop.ops.cli", *arguments],
+            cwd=self.folder,
+            env=os.environ | {k: v for k, v in self.environment.items() if k.startswith("GPU")},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert done.returncode == 0, f"{arguments}:\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def broker(self) -> KafkaBroker:
+        """Return a client outside the containers, on the advertised listener."""
+        return KafkaBroker(self.environment["GPULOOP_BOOTSTRAP_SERVERS"])
+
+    def left(self) -> list[str]:
+        """Return every container, volume and network that the project has now."""
+        label = f"--filter=label=com.docker.compose.project={NAME}"
+        kinds = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
+        return [
+            line
+            for kind in kinds
+            for line in self.engine.docker(*kind, "--quiet", label).stdout.split()
+        ]
+
+
+def _free_ports() -> list[int]:
+    sockets = [socket.socket() for _ in PORTS]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

@@ -1,0 +1,90 @@
+"""`make test-compose`: the whole stack in containers, from an engine to a clean end.
+
+Uses the engine that answers, else runs its own; pulls the images of others, else stands them in and
+says so; builds ours from the Dockerfile as it is; brings everything up with Compose, and hands over
+to `loop_in_containers.py`. It takes what it started down again, whatever happened.
+
+Usage: python tests/compose/run.py [PYTEST ARGUMENTS]
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from compose.engine import Missing, engine
+from compose.images import Images
+from compose.project import OURS, Project
+from gpuloop.twin.config import TwinConfig
+from integration.test_end_to_end import TWIN
+
+HERE = Path(__file__).parent
+FOLDER = Path(os.environ.get("GPULOOP_TEST_ENGINE", "/var/tmp/gpuloop-engine"))
+
+
+def main(arguments: list[str]) -> int:
+    """Run it all; return the exit status of the assertions."""
+    stood_in: list[str] = []
+    try:
+        with engine(FOLDER, stood_in) as found:
+            images = Images(found, stood_in)
+            images.provide()
+            project = Project(found, FOLDER / "project")
+            twin: TwinConfig = TWIN
+            project.write(absent=images.absent, networked_build=not images.registry, twin=twin)
+            report(stood_in)
+            try:
+                began = monotonic()
+                services = [one for one in OURS if one != "clickhouse-embedded"]
+                if "clickhouse" in images.absent:
+                    services = [*OURS]
+                project.compose("build", *services)
+                print(f"compose: built in {monotonic() - began:.0f} s", flush=True)
+                began = monotonic()
+                project.compose("up", "--detach", "--wait", "--no-build")
+                print(f"compose: everything healthy in {monotonic() - began:.0f} s", flush=True)
+                status = check(project, arguments)
+                report(stood_in)
+                return status
+            finally:
+                project.compose("down", "--volumes", "--timeout=5", check=False)
+    except (Missing, AssertionError) as error:
+        print(f"compose: {error}", file=sys.stderr)
+        return 1
+
+
+def check(project: Project, arguments: list[str]) -> int:
+    """Run the assertions in a process of their own; keep the containers' logs when they fail."""
+    given = {
+        "engine": str(project.engine.folder),
+        "docker": project.engine.environment,
+        "folder": str(project.folder),
+        "environment": project.environment,
+    }
+    asserted = [str(HERE / "loop_in_containers.py"), "-x", "-rP", "-v", *arguments]
+    status = subprocess.run(
+        [sys.executable, "-m", "pytest", *asserted],
+        env=os.environ | {"GPULOOP_TEST_COMPOSE": json.dumps(given)},
+        check=False,
+    ).returncode
+    if status != 0:
+        logs = project.folder / "logs"
+        logs.write_text(project.compose("logs", "--no-color", check=False))
+        print(f"compose: the containers' last words are in {logs}", file=sys.stderr)
+    return status
+
+
+def report(stood_in: list[str]) -> None:
+    """Print what is not what a user with a registry would have."""
+    for line in stood_in:
+        print(f"compose: stood in for {line}", flush=True)
+    if not stood_in:
+        print("compose: nothing was stood in", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -199,7 +199,8 @@ GUARDS = [
             LiveShell.open,
             (
                 "beginnings = starts(self._broker, self._component.inputs)",
-                "beginnings = self._broker.ends(list(starts(self._broker, self._component.inputs)))",
+                "beginnings = starts(self._broker, self._component.inputs);"
+                " beginnings = self._broker.ends(list(beginnings))",
             ),
         ),
         check_journaled,

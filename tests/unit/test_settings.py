@@ -41,7 +41,7 @@ def test_keys_are_read_from_a_file_that_a_list_names(tmp_path: Path) -> None:
     (tmp_path / "learner.pub").write_text("bb\n")
     given = {"GPULOOP_TRUSTED_KEYS": f"aa,@{tmp_path}/learner.pub,"}
     assert Settings.from_environment(given).trusted_keys == ("aa", "bb")
-    with pytest.raises(SettingsError, match="none.pub"):
+    with pytest.raises(SettingsError, match=r"none\.pub"):
         Settings.from_environment({"GPULOOP_TRUSTED_KEYS": f"@{tmp_path}/none.pub"})
 
 

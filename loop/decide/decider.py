@@ -62,6 +62,9 @@ SILENT_US: Final = 10 * MINUTE_US
 AHEAD_US: Final = 5 * MINUTE_US
 """A state dated this far after now is of another world or a broken clock: it would stay fresh."""
 
+BEHIND_US: Final = 15 * MINUTE_US
+"""A state dated this far before the last one is no repeat: another world writes to these topics."""
+
 
 class Decider:
     """One decision per pool and tick. `owner` names this decider in its claims on the fleet."""
@@ -157,6 +160,12 @@ class Decider:
     def _pool(self, state: DeciderState, pool: PoolState, ctx: Context) -> list[Output]:
         if pool.tick_us > ctx.now_us + AHEAD_US:
             drop(state, "pools from the future")
+            return []
+        known = state.pools.get(pool.pool)
+        behind_us = 0 if known is None else known.latest.tick_us - pool.tick_us
+        state.behind_us = behind_us if behind_us > BEHIND_US else 0
+        if state.behind_us:
+            drop(state, "pools from the past")
             return []
         if not know_pool(state, pool) or state.decided_us == 0:
             return []  # The first decision waits for a tick, so that it sees every pool.

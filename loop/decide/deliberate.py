@@ -96,7 +96,7 @@ def look(
     memories = [state.pools[name] for name in names]
     around = surroundings(state, ctx.now_us)
     for memory in memories:
-        anchor_price(memory, around.offers)
+        anchor_price(memory, around, ctx.now_us)
     modes = [modes_of(state.governance, name) for name in names]
     envelope = envelope_view(
         memories,

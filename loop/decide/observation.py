@@ -219,15 +219,35 @@ def _demand_age(pool: PoolState, age: int) -> int:
     return age + (pool.demand_age_us or 0)
 
 
-def anchor_price(memory: PoolMemory, offers: Mapping[tuple[str, Billing], Offer]) -> None:
-    """Take the markup of a pool from the first quote that is seen beside a market price."""
+def anchor_price(memory: PoolMemory, around: Surroundings, now_us: int) -> None:
+    """Take the markup of a pool, once, from a quote of the house beside a price of the market.
+
+    What is kept is a ratio: the reference, and with it floor and cap, follow each offer of the
+    market. Were the ratio to follow our quotes, a policy could pull its cap up behind it, so it is
+    taken once, and from no quote that commands have moved already, as after a loss of state; then
+    prices hold until a person's floor and ceiling vouch for the quote.
+    """
     pool = memory.latest
     base: Billing = (
         "on_demand" if any(one.billing == "on_demand" for one in pool.tranches) else "spot"
     )
-    offer = offers.get((pool.gpu_model, base))
-    if memory.markup is None and offer is not None and offer.usd_micros_per_gpu_hour:
+    offer = around.offers.get((pool.gpu_model, base))
+    if memory.markup is not None or offer is None or not offer.usd_micros_per_gpu_hour:
+        return
+    believed = offer.fetched_at_us + offer.valid_for_us >= now_us
+    if believed and (pool.generations.get("pricing", 0) == 0 or _vouched(pool, around)):
         memory.markup = pool.quote_usd_micros_per_gpu_hour / offer.usd_micros_per_gpu_hour
+
+
+def _vouched(pool: PoolState, around: Surroundings) -> bool:
+    """Return whether a person bounds the prices of a pool, with the present one within."""
+    objectives = around.objectives.get(pool.pool)
+    if objectives is None:
+        return False
+    low, high = objectives.price_floor_usd_micros, objectives.price_ceiling_usd_micros
+    if low is None or high is None:
+        return False
+    return low <= pool.quote_usd_micros_per_gpu_hour <= high
 
 
 def _asked_for(

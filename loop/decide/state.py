@@ -34,6 +34,8 @@ class DeciderState(State):
     decided_us: int = 0
     dropped: dict[str, int] = {}
     """What found no room or was no use, by kind."""
+    behind_us: int = 0
+    """How far before what is known the last state of a pool was dated; 0 when it was of use."""
 
 
 def know_pool(state: DeciderState, pool: PoolState) -> bool:

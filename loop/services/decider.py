@@ -1,13 +1,24 @@
 """The decider's process."""
 
+import logging
+from collections.abc import Sequence
+from typing import Any
+
 from gpuloop.loop.decide.decider import Decider
-from gpuloop.loop.services.journaled import run_component
+from gpuloop.loop.decide.state import DeciderState
+from gpuloop.loop.services import metrics
+from gpuloop.loop.services.health import Health
+from gpuloop.loop.services.journaled import ProcessWatcher, run_component
 from gpuloop.loop.settings import Settings
+from gpuloop.loop.shells.fold import Executed
+from gpuloop.loop.shells.journal import Saved
+from gpuloop.schemas.codec import Record
+from gpuloop.schemas.units import MINUTE_US
 
 
 def main(settings: Settings) -> None:
     """Decide for the fleet until asked to stop."""
-    run_component(build(settings), settings)
+    run_component(build(settings), settings, DeciderWatcher)
 
 
 def build(settings: Settings) -> Decider:
@@ -17,3 +28,67 @@ def build(settings: Settings) -> Decider:
         owner=f"decider/{settings.replica}",
         trusted_keys=settings.trusted_keys,
     )
+
+
+class DeciderWatcher(ProcessWatcher):
+    """Says as well what the decider passed over, and when it hears of no world it can follow."""
+
+    def __init__(self, name: str, health: Health) -> None:
+        super().__init__(name, health)
+        self._name = name
+        self._health = health
+        self._log = logging.getLogger(name)
+        self._told: dict[str, int] = {}
+        self._growing: frozenset[str] = frozenset()
+        self._deaf = ""
+
+    def resumed(self, saved: Saved[Any], *, followed: int, disagreed: int, expired: int) -> None:
+        """Say from where the component goes on; what was counted before has been told."""
+        super().resumed(saved, followed=followed, disagreed=disagreed, expired=expired)
+        self._told = _passed_over(saved.state)
+
+    def idle(self, now_us: int) -> None:
+        """Say that there was nothing to do, unless the reason is that nothing is of use."""
+        super().idle(now_us)
+        if self._deaf:
+            self._health.waiting(self._deaf)
+
+    def cut(
+        self,
+        records: Sequence[Record],
+        executed: Executed[Any],
+        saved: Saved[Any],
+        *,
+        skipped: int,
+        took_us: int,
+    ) -> None:
+        """Say that a cut is done, and what of it was of no use."""
+        super().cut(records, executed, saved, skipped=skipped, took_us=took_us)
+        found = _passed_over(saved.state)
+        more = {reason: count - self._told.get(reason, 0) for reason, count in found.items()}
+        growing = {reason: count for reason, count in more.items() if count > 0}
+        for reason, count in growing.items():
+            metrics.DROPPED.labels(self._name, reason).inc(count)
+            if reason not in self._growing:
+                self._log.warning("passed over", extra={"reason": reason, "count": count})
+        self._told = found
+        if growing or records:
+            self._growing = frozenset(growing)
+        minutes = saved.state.behind_us // MINUTE_US
+        self._deaf = (
+            f"pools are dated {minutes} minutes before what was decided: another world on these"
+            " topics; give it a prefix of its own, or let this one go on"
+            if minutes
+            else ""
+        )
+        if self._deaf:
+            self._health.waiting(self._deaf)
+
+
+def _passed_over(state: DeciderState) -> dict[str, int]:
+    governance = state.governance
+    return {
+        **state.dropped,
+        "controls without room": governance.ignored,
+        "leases cut short": governance.leases_cut,
+    }

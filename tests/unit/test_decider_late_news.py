@@ -184,3 +184,19 @@ def test_a_yes_to_grow_releases_nothing_once_the_jobs_fell_silent():
     loop.send(received("state.pools", news, "a100"))
     (ended,) = proposals(approve(loop, proposal.command))
     assert (ended.state, "demand" in ended.command.reason) == ("stale", True)
+
+
+def test_a_world_of_an_earlier_time_is_passed_over_counted_and_told():
+    loop = settled(CALM)
+    old = replace(HUNGRY, tick_us=loop.now_us - 16 * MINUTE_US)
+    assert loop.send(received("state.pools", old, "a100")) == []
+    assert loop.state.dropped == {"pools from the past": 1}
+    assert loop.state.behind_us == 16 * MINUTE_US
+    loop.minute(CALM)
+    assert loop.state.behind_us == 0
+
+
+def test_a_state_that_comes_again_is_no_other_world():
+    loop = settled(CALM)
+    loop.send(received("state.pools", replace(HUNGRY, tick_us=loop.now_us - MINUTE_US), "a100"))
+    assert (loop.state.dropped, loop.state.behind_us) == ({}, 0)

@@ -32,6 +32,13 @@ def test_the_bounds_of_prices_follow_the_market_and_not_the_quotes():
     assert bounds(loop, moved) == pytest.approx((0.5 * 7.2 * MARKUP, 2.0 * 7.2 * MARKUP))
 
 
+def test_the_markup_is_taken_once_though_the_market_moves_before_the_house_does():
+    loop = ready()
+    loop.send(received("market.offers", offer("on_demand", 7.2, at_us=loop.now_us)))
+    loop.minute(CALM)
+    assert loop.state.pools["a100"].markup == pytest.approx(MARKUP)
+
+
 MOVED = replace(CALM, quote_usd_micros_per_gpu_hour=9_600_000, generations={"pricing": 3})
 
 

@@ -113,14 +113,6 @@ GUARDS = [
         ),
         check_clocks,
     ),
-    Guard(
-        "a proposal lapses by the wall clock",
-        line(
-            answers.on_approval,
-            ("if ctx.wall_us >= one.answer_by_wall_us:", "if False:"),
-        ),
-        check_approval,
-    ),
 ]
 
 

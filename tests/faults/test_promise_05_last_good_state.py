@@ -204,12 +204,6 @@ GUARDS = [
         value(actor, "MOST", float("inf")),
         check_policy,
     ),
-    Guard(
-        "a pool must be heard of",
-        line(observation.freshness, ("age <= DEMAND_AGE_MAX_US", "True"),
-             ("pool.capacity_age_us + age <=", "pool.capacity_age_us <=")),
-        check_blackout,
-    ),
 ]  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from faults.memory_fleet import MemoryFleet, scale_command
 from faults.storm import rage, storm
 from gpuloop.actuators import executor
 from gpuloop.actuators.executor import LONGEST_LIFETIME_US, ExecutorState
-from gpuloop.loop.decide import answers
 from gpuloop.schemas.component import load, save
 from gpuloop.schemas.messages import Approval
 from gpuloop.schemas.units import HOUR_US, MINUTE_US

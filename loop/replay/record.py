@@ -14,7 +14,14 @@ from typing import Final
 
 import msgspec
 
-from gpuloop.loop.replay.recording import FORMAT, MANIFEST, Manifest, PartitionFile, encode_line
+from gpuloop.loop.replay.recording import (
+    FORMAT,
+    MANIFEST,
+    UNFINISHED,
+    Manifest,
+    PartitionFile,
+    encode_line,
+)
 from gpuloop.loop.shells.broker import Broker, Partition, read_between
 from gpuloop.loop.shells.clock import wall_us
 from gpuloop.loop.shells.journal import JOURNAL
@@ -47,16 +54,18 @@ def record(
     Raises:
         FileExistsError: the folder holds something already.
         BrokerError: the broker cannot be read.
+        OSError: the folder cannot be written; what is there is marked as unfinished.
 
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty")
     names = sorted(recordable() if topics is None else topics)
     parts = [part for name in names for part in broker.partitions(name)]
     ends = broker.ends([part for part in parts if part == JOURNAL])
     ends |= broker.ends([part for part in parts if part != JOURNAL])
     firsts = broker.beginnings(parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty")
+    (folder / UNFINISHED).touch()
     files = []
     for part in parts:
         files.append(_write(broker, folder, part, firsts[part], ends[part]))
@@ -77,6 +86,7 @@ def record(
     draft = folder / f"{MANIFEST}.draft"
     draft.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     draft.rename(folder / MANIFEST)
+    (folder / UNFINISHED).unlink()
     return manifest
 
 

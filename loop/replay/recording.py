@@ -1,16 +1,20 @@
 """A recording on disk: one compressed file of JSON lines per partition, and a manifest.
 
 Offsets, keys, headers and values are kept as they were, so that a journal finds its records again.
-The manifest is written last: a folder without one is not a recording.
+The manifest is written last, and until then a mark says that the folder is unfinished. A recording
+may come from anywhere, so what it names is looked for in its own folder only, and no line or
+manifest is taken in beyond a bound.
 """
 
 import gzip
 import hashlib
+import os
+import stat
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
@@ -20,6 +24,10 @@ from gpuloop.schemas.messages.internal import Segment
 
 FORMAT: Final = "gpuloop-recording/1"
 MANIFEST: Final = "manifest.json"
+UNFINISHED: Final = "UNFINISHED"
+MAX_MANIFEST_BYTES: Final = 16 * 1024 * 1024
+MAX_LINE_BYTES: Final = 16 * 1024 * 1024
+"""A record of 1 MiB, every byte of it written as an escape, takes less than half."""
 
 
 class RecordingError(ValueError):
@@ -118,11 +126,18 @@ class Recording:
 
     def __init__(self, folder: Path) -> None:
         try:
-            data = (folder / MANIFEST).read_bytes()
+            with _opened(folder, MANIFEST) as file:
+                data = file.read(MAX_MANIFEST_BYTES + 1)
+            if len(data) > MAX_MANIFEST_BYTES:
+                raise RecordingError(f"{folder / MANIFEST} exceeds {MAX_MANIFEST_BYTES} bytes")
             self.manifest: Final = msgspec.json.decode(data, type=Manifest)
         except FileNotFoundError:
+            if (folder / UNFINISHED).exists():
+                raise RecordingError(f"the recording in {folder} was cut short") from None
             raise RecordingError(f"{folder} holds no finished recording") from None
-        except msgspec.DecodeError as error:
+        except OSError as error:
+            raise RecordingError(f"{folder / MANIFEST}: {error.strerror}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RecordingError(f"{folder / MANIFEST}: {error}") from None
         if self.manifest.format != FORMAT:
             raise RecordingError(f"{folder} is {self.manifest.format}, this reads {FORMAT}")
@@ -145,15 +160,36 @@ class Recording:
             return
         digest, count = hashlib.sha256(), 0
         try:
-            with gzip.open(self._folder / found.file, "rb") as lines:
-                for line in lines:
+            with _opened(self._folder, found.file) as file, gzip.GzipFile(fileobj=file) as lines:
+                while count <= found.records and (line := lines.readline(MAX_LINE_BYTES + 1)):
+                    if len(line) > MAX_LINE_BYTES:
+                        raise ValueError(f"line {count + 1} exceeds {MAX_LINE_BYTES} bytes")
                     digest.update(line)
                     count += 1
                     yield decode_line(line, part)
+        except RecordingError:
+            raise
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise RecordingError(f"{found.file}: {error}") from None
         if count != found.records or digest.hexdigest() != found.sha256:
             raise RecordingError(f"{found.file} is not what was recorded")
+
+
+def _opened(folder: Path, name: str) -> BinaryIO:
+    """Open a file that lies in the folder itself, and not one that it only points to.
+
+    Raises:
+        RecordingError: the name leads elsewhere.
+        OSError: there is no such file, or it is a link.
+
+    """
+    if Path(name).name != name:
+        raise RecordingError(f"{name} leads out of the recording")
+    descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise RecordingError(f"{folder / name} is no plain file")
+    return os.fdopen(descriptor, "rb")
 
 
 class RecordingSource:

@@ -1,6 +1,11 @@
 """A recording is whole, or it is refused."""
 
+import errno
 import gzip
+import os
+import shutil
+import tracemalloc
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -8,14 +13,16 @@ import pytest
 from gpuloop.loop.replay.record import record, recordable
 from gpuloop.loop.replay.recording import (
     MANIFEST,
+    MAX_LINE_BYTES,
+    UNFINISHED,
     Recording,
     RecordingError,
     RecordingSource,
     decode_line,
     encode_line,
 )
-from gpuloop.loop.shells.broker import Partition, PositionLost
-from gpuloop.loop.shells.memory import MemoryBroker
+from gpuloop.loop.shells.broker import BrokerError, Partition, PositionLost
+from gpuloop.loop.shells.memory import MemoryBroker, MemoryConsumer
 from gpuloop.schemas.codec import Encoded, Record
 from gpuloop.schemas.messages.internal import Segment
 
@@ -82,6 +89,88 @@ def test_an_unfinished_recording_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r" / MANIFEST).unlink()
     with pytest.raises(RecordingError, match="no finished recording"):
         Recording(tmp_path / "r")
+
+
+class FullDisk(MemoryBroker):
+    """Hands out records until the disk of whoever writes them is full."""
+
+    def consumer(self, positions: Mapping[Partition, int], *, group: str = "") -> MemoryConsumer:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_recording_that_was_cut_short_says_so(tmp_path: Path) -> None:
+    broker = FullDisk()
+    broker.produce([Encoded(topic=PART.topic, key=b"k", headers=(), value=b"1")])
+    with pytest.raises(OSError, match="No space"):
+        record(broker, tmp_path / "r", fleet="local", settings={}, topics=[PART.topic])
+    with pytest.raises(RecordingError, match="was cut short"):
+        Recording(tmp_path / "r")
+
+
+def test_a_finished_recording_is_marked_as_nothing_else(tmp_path: Path) -> None:
+    written(tmp_path / "r")
+    assert not (tmp_path / "r" / UNFINISHED).exists()
+
+
+def test_what_cannot_be_read_leaves_no_folder_behind(tmp_path: Path) -> None:
+    with pytest.raises(BrokerError):
+        record(MemoryBroker(), tmp_path / "r", fleet="local", settings={}, topics=["nonsense"])
+    assert not (tmp_path / "r").exists()
+
+
+def pointed(folder: Path, name: str) -> Recording:
+    """Return a recording whose manifest names another file, with the same content."""
+    recording = written(folder)
+    shutil.copyfile(folder / recording.files[PART].file, folder.parent / "outside.gz")
+    path = folder / MANIFEST
+    path.write_bytes(path.read_bytes().replace(recording.files[PART].file.encode(), name.encode()))
+    return Recording(folder)
+
+
+@pytest.mark.parametrize("name", ["../outside.gz", "{}/outside.gz", "..", ".", "", "sub/x"])
+def test_a_file_outside_the_recording_is_not_read(tmp_path: Path, name: str) -> None:
+    recording = pointed(tmp_path / "r", name.format(tmp_path))
+    with pytest.raises(RecordingError):
+        list(recording.records(PART))
+
+
+def test_a_link_to_a_file_outside_the_recording_is_not_read(tmp_path: Path) -> None:
+    recording = pointed(tmp_path / "r", "link.gz")
+    (tmp_path / "r" / "link.gz").symlink_to(tmp_path / "outside.gz")
+    with pytest.raises(RecordingError):
+        list(recording.records(PART))
+
+
+def test_a_pipe_in_place_of_the_manifest_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / MANIFEST)
+    with pytest.raises(RecordingError, match="no plain file"):
+        Recording(tmp_path)
+
+
+def test_a_line_that_unpacks_beyond_the_bound_is_refused_before_it_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = written(tmp_path / "r")
+    path = tmp_path / "r" / recording.files[PART].file
+    path.write_bytes(gzip.compress(b"[" * 100_000_000, compresslevel=1))
+    tracemalloc.start()
+    with pytest.raises(RecordingError, match="line 1 exceeds"):
+        list(recording.records(PART))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * MAX_LINE_BYTES
+
+
+def test_more_lines_than_the_manifest_says_are_not_read_to_their_end(tmp_path: Path) -> None:
+    recording = written(tmp_path / "r")
+    path = tmp_path / "r" / recording.files[PART].file
+    line = gzip.decompress(path.read_bytes()).splitlines(keepends=True)[0]
+    path.write_bytes(gzip.compress(line * 10_000))
+    found = recording.records(PART)
+    for _ in range(recording.files[PART].records + 1):
+        next(found)
+    with pytest.raises(RecordingError, match="is not what was recorded"):
+        next(found)
 
 
 @pytest.mark.parametrize("damage", ["changed", "shortened", "torn", "flipped", "gone"])

@@ -157,7 +157,8 @@ class KafkaBroker:
             try:
                 found = self._metadata().list_topics(name, timeout=METADATA_TIMEOUT_S).topics[name]
             except ck.KafkaException as error:
-                raise BrokerError(f"no answer about topic {name}: {error.args[0].str()}") from None
+                asked = self._common["bootstrap.servers"]
+                raise BrokerError(f"{asked}: topic {name}: {error.args[0].str()}") from None
         if found.error is not None:
             raise BrokerError(f"topic {name}: {found.error.str()}")
         return [Partition(topic, number) for number in sorted(found.partitions)]

@@ -21,11 +21,12 @@ def verify(
 ) -> None:
     """Verify every chain and checkpoint; exit 1 and name the first bad record if there is one."""
     from gpuloop.loop.evaluate.audit import AuditError, verify_topic
+    from gpuloop.loop.evaluate.keys import KeyFileError
     from gpuloop.loop.evaluate.verify import MAX_GAPS
 
     try:
         found = verify_topic(settings(state_dir, bootstrap_servers))
-    except AuditError as error:
+    except (AuditError, KeyFileError) as error:
         raise StackError(str(error)) from None
     if as_json:
         print_json(found)

@@ -1,5 +1,6 @@
 """The `gpuloop` command: puts the groups together and turns expected failures into one line."""
 
+import logging
 import sys
 from typing import Final
 
@@ -53,6 +54,8 @@ app.add_typer(learning.app, name="policy", rich_help_panel=STEER)
 
 def main() -> int:
     """Run the command line; return the exit status."""
+    # What it would say, line after line, is said once by the exception that ends the command.
+    logging.getLogger("librdkafka").setLevel(logging.CRITICAL)
     try:
         app()
     except (StackError, SettingsError, BrokerError, msgspec.ValidationError, OSError) as error:

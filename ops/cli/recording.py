@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from gpuloop.loop.settings import PREFIX, Settings
-from gpuloop.loop.shells.broker import PositionLost
+from gpuloop.loop.shells.broker import BrokerError, PositionLost
 from gpuloop.ops.cli.context import (
     AsJson,
     BootstrapServers,
@@ -64,6 +64,10 @@ def record(
             )
         except FileExistsError as error:
             raise StackError(str(error)) from None
+        except OSError as error:
+            raise StackError(f"cannot record to {folder}: {error.strerror}") from None
+        except BrokerError as error:
+            raise StackError(f"cannot record: {error}") from None
     records = sum(part.records for part in manifest.partitions)
     typer.echo(f"{records:,} records of {len(manifest.partitions)} partitions in {folder}")
 
@@ -96,7 +100,7 @@ def replay(
                 raise StackError(f"{name} keeps no journal; those that do: {', '.join(JOURNALED)}")
             service = import_module(f"gpuloop.loop.services.{name}")
             found.append(follow(recording, service.build(settings)))
-    except (RecordingError, PositionLost, JournalBroken, FileNotFoundError) as error:
+    except (RecordingError, PositionLost, JournalBroken, OSError) as error:
         raise StackError(f"cannot replay {folder}: {error}") from None
     if as_json:
         print_json(found)
@@ -107,6 +111,8 @@ def replay(
                 f"{report.outputs:,} outputs: {report.equal:,} identical, {report.different} "
                 f"different, {report.absent} absent, {report.unconfirmed} not yet written"
             )
+            if report.cuts == 0:
+                typer.echo("  nothing followed the snapshot, so nothing is proven")
             if report.first_difference is not None:
                 typer.echo(f"  first difference: {report.first_difference}")
     if not all(report.identical for report in found):

@@ -1,5 +1,6 @@
 """The command line reads well, says errors in one line, and shows messages as they are."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from builders import FLEET, START_US, pool_state
+from gpuloop.loop.replay.recording import UNFINISHED
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.ops.cli import context, recording, tail
@@ -370,3 +372,71 @@ def test_explicit_cluster_wins_over_environment(
     monkeypatch.setenv("GPULOOP_BOOTSTRAP_SERVERS", "a:1")
     assert context.settings().bootstrap_servers == "a:1"
     assert context.settings(None, "b:2").bootstrap_servers == "b:2"
+
+
+def said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, list[str]]:
+    """Run the command line; return its status and the lines of its complaint."""
+    monkeypatch.setattr("sys.argv", ["gpuloop", *arguments])
+    return main(), capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("what", ["nothing", "file", "empty", "unfinished"])
+def test_what_cannot_be_replayed_is_told_in_one_line(
+    what: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / UNFINISHED).touch()
+    folder = tmp_path / what
+    status, complaint = said(capsys, monkeypatch, "replay", str(folder))
+    assert (status, len(complaint)) == (1, 1)
+    assert complaint[0].startswith(f"gpuloop: cannot replay {folder}: ")
+
+
+def test_unreachable_cluster_is_told_in_one_line_that_names_it(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gpuloop.loop.shells.kafka.METADATA_TIMEOUT_S", 0.5)
+    cluster = ("--bootstrap-servers", "127.0.0.1:1")
+    for command in (("tail",), ("record", str(tmp_path / "r")), ("audit", "verify")):
+        status, complaint = said(capsys, monkeypatch, *command, *cluster)
+        assert (status, len(complaint), caplog.records) == (1, 1, [])
+        assert "127.0.0.1:1" in complaint[0]
+    assert not (tmp_path / "r").exists()
+
+
+def test_full_disk_ends_a_recording_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gpuloop.loop.replay.record.record", full)
+    where = str(tmp_path / "r")
+    status, complaint = said(
+        capsys, monkeypatch, "record", where, "--bootstrap-servers", "127.0.0.1:1"
+    )
+    assert (status, complaint) == (
+        1,
+        [f"gpuloop: cannot record to {where}: No space left on device"],
+    )
+
+
+def test_key_that_others_can_read_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "keys" / "auditor.pem"
+    key.parent.mkdir()
+    key.touch(mode=0o644)
+    arguments = ("--state-dir", str(tmp_path), "--bootstrap-servers", "127.0.0.1:1")
+    status, complaint = said(capsys, monkeypatch, "audit", "verify", *arguments)
+    assert (status, complaint) == (1, [f"gpuloop: {key} is readable by others; chmod 600 it"])

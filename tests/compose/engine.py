@@ -81,7 +81,7 @@ def engine(folder: Path, stood_in: list[str]) -> Iterator[Engine]:
 def _answers(found: Engine) -> bool:
     try:
         return found.docker("version", check=False, timeout=30).returncode == 0
-    except FileNotFoundError:
+    except (FileNotFoundError, subprocess.TimeoutExpired):
         return False
 
 

@@ -33,7 +33,7 @@ from integration.test_end_to_end import (  # noqa: F401  Collected here once mor
 from loop_stack import LoopStack, Watch
 
 pytestmark = pytest.mark.timeout(3600)
-GIVEN = json.loads(os.environ["GPULOOP_TEST_COMPOSE"])
+GIVEN = json.loads(os.environ["TEST_COMPOSE"])
 PROJECT = Project(
     Engine(Path(GIVEN["engine"]), GIVEN["docker"]), Path(GIVEN["folder"]), GIVEN["environment"]
 )

@@ -23,7 +23,7 @@ from gpuloop.twin.config import TwinConfig
 from integration.test_end_to_end import TWIN
 
 HERE = Path(__file__).parent
-FOLDER = Path(os.environ.get("GPULOOP_TEST_ENGINE", "/var/tmp/gpuloop-engine"))
+FOLDER = Path(os.environ.get("TEST_COMPOSE_FOLDER", "/var/tmp/gpuloop-engine"))
 
 
 def main(arguments: list[str]) -> int:
@@ -65,10 +65,10 @@ def check(project: Project, arguments: list[str]) -> int:
         "folder": str(project.folder),
         "environment": project.environment,
     }
-    asserted = [str(HERE / "loop_in_containers.py"), "-x", "-rP", "-v", *arguments]
+    asserted = [str(HERE / "loop_in_containers.py"), "-rP", "-v", *arguments]
     status = subprocess.run(
         [sys.executable, "-m", "pytest", *asserted],
-        env=os.environ | {"GPULOOP_TEST_COMPOSE": json.dumps(given)},
+        env=os.environ | {"TEST_COMPOSE": json.dumps(given)},
         check=False,
     ).returncode
     if status != 0:

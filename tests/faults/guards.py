@@ -66,6 +66,16 @@ def value(owner: object, name: str, instead: object) -> Removal:
     return lambda monkeypatch: monkeypatch.setattr(owner, name, instead)
 
 
+def both(*removals: Removal) -> Removal:
+    """Return how to do without guards of which each would do alone."""
+
+    def remove(monkeypatch: pytest.MonkeyPatch) -> None:
+        for one in removals:
+            one(monkeypatch)
+
+    return remove
+
+
 def violations(check: Check, seeds: Iterable[int]) -> list[str]:
     """Return what a check finds over many seeds, each finding with the seed that repeats it."""
     return [f"seed {seed}: {found}" for seed in seeds for found in check(seed)]

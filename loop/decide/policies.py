@@ -90,26 +90,32 @@ class Acting:
 
 @dataclass(slots=True)
 class Actors:
-    """Actors by the digest of their weights, built when first asked for."""
+    """Actors built from a library, kept while it holds what they were built from.
 
-    built: dict[str, Actor | None] = field(default_factory=dict)
+    Nothing but work is saved here: what a library no longer holds is not to be had, so that a
+    decider decides the same before a restart and after it.
+    """
+
+    built: dict[str, tuple[PolicyVersion, Actor | None]] = field(default_factory=dict)
 
     def get(self, library: Library, policy_id: str) -> Actor | None:
         """Return the actor of a version, or None while it cannot be had."""
         version = library.versions.get(policy_id)
         if version is None or version.actor is None or version.normaliser is None:
             return None
-        key = f"{policy_id}/{version.weights_digest}"
-        if key not in self.built and version.weights_digest in library.weights:
-            data = library.weights[version.weights_digest]
+        data = library.weights.get(version.weights_digest)
+        if data is None:
+            return None
+        known = self.built.get(policy_id)
+        if known is None or known[0] != version:
+            if len(self.built) >= 4 * KEPT_VERSIONS:
+                self.built.clear()
             try:
                 actor = Actor.from_safetensors(data, version.actor, version.normaliser)
             except BadActor:
                 actor = None
-            if len(self.built) >= 4 * KEPT_VERSIONS:
-                self.built.clear()
-            self.built[key] = actor
-        return self.built.get(key)
+            known = self.built[policy_id] = (version, actor)
+        return known[1]
 
 
 def count(library: Library, reason: str) -> None:

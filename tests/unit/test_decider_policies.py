@@ -258,3 +258,32 @@ def test_old_versions_make_room_but_staged_ones_stay():
     assert set(library.weights) == {one.weights_digest for one in library.versions.values()}
     assert decisions(loop.minute(CALM))[0].policy_id == "sac-1"
     assert len(save_state(loop.state)) < 400_000
+
+
+def crowd_out(loop: Loop) -> None:
+    """Publish so many versions that the first loses its place, and its weights theirs."""
+    for number in range(2, 40):
+        data = weights(bias=float(number))
+        publish(loop, version(data, number), data)
+
+
+def test_an_actor_whose_weights_were_let_go_acts_no_more_than_after_a_restart():
+    loop, data = ready(), weights()
+    publish(loop, version(data), data)
+    assert decisions(loop.minute(CALM))[0].shadow_actions.keys() == {"sac-1"}
+    crowd_out(loop)
+    loop.send(stage())
+    loop.send(received("policies", version(data)))
+    assert decisions(loop.minute(CALM))[0].policy_id == "rule"
+    loop.restart()
+    assert decisions(loop.minute(CALM))[0].policy_id == "rule"
+
+
+def test_a_version_that_comes_back_mended_under_its_id_acts_as_it_is_now():
+    loop, data = ready(), weights()
+    publish(loop, version(data, normaliser=Normaliser(mean=(), scale=(), clip=1.0)), data)
+    assert decisions(loop.minute(CALM))[0].shadow_actions == {}
+    crowd_out(loop)
+    loop.send(stage())
+    publish(loop, version(data), data)
+    assert decisions(loop.minute(CALM))[0].policy_id == "sac-1"

@@ -100,8 +100,12 @@ class Component(Protocol[S]):
 
 
 def save(state: State) -> bytes:
-    """Return a component's state as bytes; equal states give equal bytes."""
-    return msgspec.msgpack.encode(state, order="deterministic")
+    """Return a component's state as bytes.
+
+    Mappings keep the order of their keys: what a component does may hang on it, if only in the last
+    bit of a sum, and it must not change with a restart. States therefore hold no sets.
+    """
+    return msgspec.msgpack.encode(state)
 
 
 def load(kind: type[S], data: bytes) -> S:

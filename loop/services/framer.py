@@ -34,6 +34,8 @@ def main(settings: Settings) -> None:
 def _count(done: Round) -> None:
     metrics.RECORDS.labels(STAGE, SAMPLES).inc(done.samples + len(done.refused))
     metrics.OUTPUTS.labels(STAGE, FRAMES).inc(done.frames)
+    if done.anchors_passed_over:
+        metrics.DROPPED.labels(STAGE, "clock anchors").inc(done.anchors_passed_over)
     metrics.TICKS_SKIPPED.labels(STAGE).inc(done.ticks_skipped)
     for _, error in done.refused:
         metrics.DEAD_LETTERS.labels(STAGE, error.reason).inc()

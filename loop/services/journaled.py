@@ -105,3 +105,7 @@ class ProcessWatcher:
         """Say that a snapshot is written."""
         metrics.SNAPSHOTS.labels(self._name).inc()
         self._log.debug("snapshot written", extra={"cut": number})
+
+    def passed_over(self, what: str) -> None:
+        """Say that something for the shell itself was heard and not heeded."""
+        metrics.DROPPED.labels(self._name, what).inc()

@@ -12,13 +12,11 @@ from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.faust_app import INPUTS, ObserveConfig, build, run
 from gpuloop.loop.shells.faust_consumer import Place, Positions
 from gpuloop.loop.shells.faust_tables import APP, app_id
-from gpuloop.loop.shells.journal import backwards, message_of
 from gpuloop.loop.shells.kafka import KafkaBroker
+from gpuloop.loop.shells.timekeeping import newest_anchors
 from gpuloop.loop.shells.watchdog import Seen, Watchdog
 from gpuloop.schemas.codec import BadInput
-from gpuloop.schemas.messages import ClockAnchor
 
-CLOCK: Final = Partition("telemetry.clock", 0)
 EXIT_STUCK: Final = 75
 NOISY: Final = ("faust", "mode", "aiokafka", "kafka")
 
@@ -34,10 +32,6 @@ def main(settings: Settings) -> None:
         for name in NOISY:
             logging.getLogger(name).setLevel(logging.WARNING)
         process.health.waiting("recovering tables")
-        anchors = (
-            message_of(record, ClockAnchor, fleet=settings.fleet)
-            for record in backwards(broker, CLOCK)
-        )
         config = ObserveConfig(
             bootstrap_servers=settings.bootstrap_servers,
             fleet=settings.fleet,
@@ -45,9 +39,8 @@ def main(settings: Settings) -> None:
             replica=settings.replica,
             kafka_config=settings.kafka_config,
         )
-        anchor = next((anchor for anchor in anchors if anchor is not None), None)
         watch = _Watch(process)
-        observing = build(config, watch, anchor)
+        observing = build(config, watch, newest_anchors(broker, settings.fleet))
         watchdog = Watchdog(_look(broker, config, observing.positions), _bite)
         watchdog.start()
         try:
@@ -83,6 +76,10 @@ class _Watch:
     def refused(self, error: BadInput) -> None:
         """Count a record that went to the dead letters."""
         metrics.DEAD_LETTERS.labels(APP, error.reason).inc()
+
+    def passed_over(self, what: str) -> None:
+        """Count what was heard and not heeded."""
+        metrics.DROPPED.labels(APP, what).inc()
 
 
 def _look(broker: KafkaBroker, config: ObserveConfig, positions: Positions) -> Callable[[], Seen]:

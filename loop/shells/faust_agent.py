@@ -48,6 +48,10 @@ class Watch(Protocol):
         """Say that a record went to the dead letters."""
         ...
 
+    def passed_over(self, what: str) -> None:
+        """Say that something for the application itself was heard and not heeded."""
+        ...
+
 
 class TrackedTable(faust.Table[bytes, bytes]):
     """A table whose changelog records can be awaited; the library only logs one that failed."""

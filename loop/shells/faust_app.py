@@ -7,7 +7,7 @@ serializers. What a record leads to is the stages' business, how it is handled t
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
@@ -17,7 +17,6 @@ from faust.tables.manager import TableManager
 from faust.types import StreamT
 
 from gpuloop.loop.shells import clock
-from gpuloop.loop.shells.clock import FleetClock
 from gpuloop.loop.shells.faust_agent import (
     Agent,
     Outlet,
@@ -39,12 +38,12 @@ from gpuloop.loop.shells.faust_stages import (
 )
 from gpuloop.loop.shells.faust_tables import TABLES, app_id
 from gpuloop.loop.shells.journal import message_of
+from gpuloop.loop.shells.timekeeping import CLOCK, Timekeeper
 from gpuloop.schemas.catalogue import SHARDS
 from gpuloop.schemas.messages import ClockAnchor
 from gpuloop.streams.observe import ticking_shards
 
 POLL_SECONDS: Final = 0.1
-CLOCK: Final = "telemetry.clock"
 INPUTS: Final[dict[str, str]] = {
     "internal.frames": "nodes",
     "telemetry.jobs": "jobs",
@@ -68,18 +67,20 @@ class ObserveConfig:
 
 
 class FleetTime:
-    """The fleet clock as far as this process knows it."""
+    """The fleet clock as far as this process knows it, from the anchors there were at its start."""
 
-    def __init__(self, anchor: ClockAnchor | None) -> None:
-        self._clock = None if anchor is None else FleetClock(anchor)
+    def __init__(self, anchors: Sequence[ClockAnchor]) -> None:
+        self._time: Final = Timekeeper()
+        self._time.open(anchors, clock.wall_us())
 
-    def follow(self, anchor: ClockAnchor) -> None:
-        """Go on from a newer anchor."""
-        self._clock = FleetClock(anchor) if self._clock is None else self._clock.follow(anchor)
+    def hear(self, anchor: ClockAnchor) -> bool:
+        """Heed an anchor and say whether it is followed."""
+        return self._time.hear(anchor, clock.wall_us())
 
     def now_us(self) -> int | None:
         """Return fleet time, or None before the first anchor."""
-        return None if self._clock is None else self._clock.now_us(clock.wall_us())
+        known = self._time.clock
+        return None if known is None else known.now_us(clock.wall_us())
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,8 @@ class Observing:
     positions: Positions
 
 
-def build(config: ObserveConfig, watch: Watch, anchor: ClockAnchor | None = None) -> Observing:
-    """Return the application; `anchor` is the newest on the clock's topic when it starts."""
+def build(config: ObserveConfig, watch: Watch, anchors: Sequence[ClockAnchor] = ()) -> Observing:
+    """Return the application; `anchors` are the newest on the clock's topic when it starts."""
     addresses = [f"kafka://{address}" for address in config.bootstrap_servers.split(",")]
     app = faust.App(
         app_id(config.prefix),
@@ -125,7 +126,7 @@ def build(config: ObserveConfig, watch: Watch, anchor: ClockAnchor | None = None
     positions = Positions()
     app.transport = SettledTransport(app, addresses, positions)
     outlet = Outlet(app, fleet=config.fleet, prefix=config.prefix)
-    now = FleetTime(anchor)
+    now = FleetTime(anchors)
     tables = {
         name: cast(
             TrackedTable,
@@ -140,7 +141,7 @@ def build(config: ObserveConfig, watch: Watch, anchor: ClockAnchor | None = None
     for topic, agent in agents.items():
         source = raw_topic(app, config.prefix + topic)
         app.agent(source, name=f"observe.{topic}", concurrency=1)(agent.run)
-    _follow_clock(app, config, now)
+    _follow_clock(app, config, now, watch)
 
     async def forget(*_: object, **__: object) -> None:
         positions.forget()
@@ -170,14 +171,16 @@ def _stages(fleet: str, tables: Mapping[str, TrackedTable], now: FleetTime) -> d
     }
 
 
-def _follow_clock(app: faust.App, config: ObserveConfig, now: FleetTime) -> None:
+def _follow_clock(app: faust.App, config: ObserveConfig, now: FleetTime, watch: Watch) -> None:
     async def follow(stream: StreamT[bytes]) -> None:
         async for event in stream.events():
-            anchor = message_of(record_of(event, CLOCK), ClockAnchor, fleet=config.fleet)
-            if anchor is not None:
-                now.follow(anchor)
+            anchor = message_of(record_of(event, CLOCK.topic), ClockAnchor, fleet=config.fleet)
+            if anchor is not None and not now.hear(anchor):
+                watch.passed_over("clock anchors")
 
-    app.agent(raw_topic(app, config.prefix + CLOCK), name="observe.clock", concurrency=1)(follow)
+    app.agent(raw_topic(app, config.prefix + CLOCK.topic), name="observe.clock", concurrency=1)(
+        follow
+    )
 
 
 def run(observing: Observing, watch: Watch, stop: threading.Event) -> None:

@@ -8,15 +8,15 @@ was written and not yet acknowledged may be framed twice, which rows recognise b
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gpuloop.loop.shells import clock
 from gpuloop.loop.shells.broker import Broker, BrokerError, Consumer, Partition
-from gpuloop.loop.shells.clock import FleetClock
 from gpuloop.loop.shells.fold import due_ticks, encode_dead_letters, receive, source_of
 from gpuloop.loop.shells.journal import backwards, message_of
+from gpuloop.loop.shells.timekeeping import CLOCK, Timekeeper, newest_anchors
 from gpuloop.schemas.codec import BadInput, Encoded, Record, encode
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import ClockAnchor, Frame, GpuSample
@@ -27,7 +27,6 @@ from gpuloop.streams.horizon import refuse_future
 
 SAMPLES: Final = "telemetry.gpu"
 FRAMES: Final = "internal.frames"
-CLOCK: Final = Partition("telemetry.clock", 0)
 STAGE: Final = "framer"
 FRAMED_THROUGH: Final = "gpuloop_framed_through"
 """Header of a frame: the next offset of `telemetry.gpu` to frame on its partition."""
@@ -68,6 +67,7 @@ class Round:
     refused: list[tuple[Record, BadInput]] = field(default_factory=list)
     ticks_us: tuple[int, ...] = ()
     ticks_skipped: int = 0
+    anchors_passed_over: int = 0
 
 
 class Framer:
@@ -79,7 +79,7 @@ class Framer:
         self._broker: Final = broker
         self._fleet: Final = fleet
         self._wall: Final = wall
-        self._clock: FleetClock | None = None
+        self._time: Final = Timekeeper()
         self._consumer: Consumer | None = None
         self._ticked_us = 0
         self.positions: dict[Partition, int] = {}
@@ -87,7 +87,7 @@ class Framer:
     @property
     def has_clock(self) -> bool:
         """Say whether an anchor was seen; without one no sample is read."""
-        return self._clock is not None
+        return self._time.clock is not None
 
     def run(self, stop: threading.Event, watch: Callable[[Round], None]) -> None:
         """Advance until `stop`, telling `watch` about each turn."""
@@ -109,10 +109,9 @@ class Framer:
             known = at is not None and begins[part] <= at <= ends[part]
             self.positions[part] = at if at is not None and known else begins[part]
         clock_end = self._broker.ends([CLOCK])[CLOCK]
-        anchor = next(self._anchors(backwards(self._broker, CLOCK)), None)
+        self._time.open(newest_anchors(self._broker, self._fleet), self._wall())
+        self._begin_ticks()
         self._listen(clock_end)
-        if anchor is not None:
-            self._follow(anchor, clock_end)
 
     def close(self) -> None:
         """Let go of the inputs."""
@@ -124,12 +123,11 @@ class Framer:
         """Frame what arrived within one linger, then beat the ticks that are due."""
         polled = self._poll()
         done = Round()
-        if self._clock is not None:
+        if self.has_clock:
             self._frame([r for r in polled if r.topic == SAMPLES], done)
         for record in polled:
             if record.topic == CLOCK.topic:
-                for anchor in self._anchors([record]):
-                    self._follow(anchor, record.offset + 1)
+                self._hear(record, done)
         self._tick(done)
         return done
 
@@ -150,9 +148,9 @@ class Framer:
         return records
 
     def _frame(self, records: Sequence[Record], done: Round) -> None:
-        if not records or self._clock is None:
+        if not records or self._time.clock is None:
             return
-        now_us = self._clock.now_us(self._wall())
+        now_us = self._time.clock.now_us(self._wall())
         by_partition: dict[int, list[Sampled]] = {}
         for record in records:
             try:
@@ -176,10 +174,10 @@ class Framer:
             self._consumer.commit(self.positions)
 
     def _tick(self, done: Round) -> None:
-        if self._clock is None:
+        if self._time.clock is None:
             return
-        now_us = self._clock.now_us(self._wall())
-        step_us = tick_step_us(self._clock.anchor.speed)
+        now_us = self._time.clock.now_us(self._wall())
+        step_us = tick_step_us(self._time.clock.anchor.speed)
         done.ticks_us, done.ticks_skipped = due_ticks(self._ticked_us, now_us, step_us)
         self._ticked_us = max(now_us, self._ticked_us)
         self._broker.produce(
@@ -220,35 +218,37 @@ class Framer:
         position = (FRAMED_THROUGH, str(through).encode())
         return replace(record, headers=(*record.headers, position))
 
-    def _anchors(self, records: Iterable[Record]) -> Iterator[ClockAnchor]:
-        for record in records:
-            anchor = message_of(record, ClockAnchor, fleet=self._fleet)
-            if anchor is not None:
-                yield anchor
+    def _hear(self, record: Record, done: Round) -> None:
+        anchor = message_of(record, ClockAnchor, fleet=self._fleet)
+        if anchor is None:
+            return
+        before = self._time.clock
+        if not self._time.hear(anchor, self._wall()):
+            done.anchors_passed_over += 1
+        elif before is None or before.anchor.world != anchor.world:
+            self._begin_ticks()
+        if before is None and self.has_clock:
+            self._listen(record.offset + 1)
 
-    def _follow(self, anchor: ClockAnchor, clock_position: int) -> None:
-        before = self._clock
-        self._clock = FleetClock(anchor) if before is None else before.follow(anchor)
-        if before is None or before.anchor.world != anchor.world:
-            self._ticked_us = self._clock.now_us(self._wall())
-        if before is None:
-            self._listen(clock_position)
+    def _begin_ticks(self) -> None:
+        if self._time.clock is not None:
+            self._ticked_us = self._time.clock.now_us(self._wall())
 
     def _listen(self, clock_position: int) -> None:
         """Read the clock, and samples once there is a clock to date them by."""
         self.close()
-        inputs = self.positions if self._clock is not None else {}
+        inputs = self.positions if self.has_clock else {}
         self._consumer = self._broker.consumer(
             {CLOCK: clock_position} | inputs, group=f"gpuloop-{STAGE}"
         )
 
     def _patience_us(self) -> int:
         """Return how long to wait for samples before a tick is due."""
-        if self._clock is None:
+        if self._time.clock is None:
             return PATIENCE_US
-        step_us = tick_step_us(self._clock.anchor.speed)
+        step_us = tick_step_us(self._time.clock.anchor.speed)
         next_us = (self._ticked_us // step_us + 1) * step_us
-        return min(max(self._clock.wall_at(next_us) - self._wall(), 0), PATIENCE_US)
+        return min(max(self._time.clock.wall_at(next_us) - self._wall(), 0), PATIENCE_US)
 
 
 def _sample(record: Record, fleet: str, now_us: int) -> GpuSample:

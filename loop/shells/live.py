@@ -10,13 +10,12 @@ the last cut again, the only ones that may be missing.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Generic, Protocol
 
 from gpuloop.loop.shells import clock
 from gpuloop.loop.shells.broker import Broker, Consumer, Partition, read_between, starts
-from gpuloop.loop.shells.clock import FleetClock
 from gpuloop.loop.shells.fold import (
     Executed,
     Failpoint,
@@ -32,19 +31,17 @@ from gpuloop.loop.shells.journal import (
     JOURNAL,
     JournalBroken,
     Saved,
-    backwards,
     cut_of,
     encode_cut,
     encode_snapshot,
     message_of,
 )
 from gpuloop.loop.shells.recovery import recover
+from gpuloop.loop.shells.timekeeping import CLOCK, Timekeeper, newest_anchors
 from gpuloop.schemas.codec import Record
 from gpuloop.schemas.component import Component, S
 from gpuloop.schemas.messages import ClockAnchor, Cut
 from gpuloop.schemas.units import SECOND_US
-
-CLOCK: Final = Partition("telemetry.clock", 0)
 
 SILENT_US: Final = 60 * SECOND_US
 
@@ -100,6 +97,10 @@ class Watcher(Protocol):
         """Say that a snapshot is written."""
         ...
 
+    def passed_over(self, what: str) -> None:
+        """Say that something for the shell itself was heard and not heeded."""
+        ...
+
 
 class LiveShell(Generic[S]):
     """Runs one component on a broker.
@@ -125,7 +126,7 @@ class LiveShell(Generic[S]):
         self._wall: Final = wall
         self._failpoint: Final = failpoint
         self._saved: Saved[S] | None = None
-        self._clock: FleetClock | None = None
+        self._time: Final = Timekeeper()
         self._consumer: Consumer | None = None
         self._own: dict[Partition, int] = {}
         self._ticked_us = 0
@@ -169,9 +170,8 @@ class LiveShell(Generic[S]):
             JOURNAL: found.saved.journal_offset,
             CLOCK: self._broker.ends([CLOCK])[CLOCK],
         }
-        anchor = next(self._anchors(backwards(self._broker, CLOCK)), None)
-        if anchor is not None:
-            self._follow(anchor)
+        self._time.open(newest_anchors(self._broker, config.fleet), self._wall())
+        self._begin_ticks()
         self._listen()
         expired = sum(at > found.saved.positions.get(p, at) for p, at in beginnings.items())
         self._watcher.resumed(
@@ -195,13 +195,13 @@ class LiveShell(Generic[S]):
         if polled:
             self._heard_us = began_us
         records = self._take_own(polled)
-        if self._clock is None:
+        if self._time.clock is None:
             self._watcher.waiting("no fleet clock on telemetry.clock yet")
             return False
         wall_us = self._wall()
         if self._snapshot_is_due(wall_us):
             self._snapshot()
-        now_us = max(self._clock.now_us(wall_us), self.saved.now_us)
+        now_us = max(self._time.clock.now_us(wall_us), self.saved.now_us)
         ticks, skipped = due_ticks(self._ticked_us, now_us, self._component.tick_every_us)
         self._ticked_us = now_us
         if not records and not ticks:
@@ -260,7 +260,7 @@ class LiveShell(Generic[S]):
     def _listen(self) -> None:
         """Read the clock and the journal, and the inputs once there is a clock to place them."""
         self.close()
-        inputs = self.saved.positions if self._clock is not None else {}
+        inputs = self.saved.positions if self._time.clock is not None else {}
         group = f"gpuloop-{self._component.name}"
         self._consumer = self._broker.consumer(self._own | inputs, group=group)
 
@@ -275,24 +275,25 @@ class LiveShell(Generic[S]):
                 self._own[part] = record.offset + 1
             if part == JOURNAL:
                 self._check(record)
-        for anchor in self._anchors(r for r in polled if r.topic == CLOCK.topic):
-            self._follow(anchor)
+            if part == CLOCK:
+                self._hear(record)
         return inputs
 
-    def _follow(self, anchor: ClockAnchor) -> None:
-        if self._clock is not None:
-            self._clock = self._clock.follow(anchor)
+    def _hear(self, record: Record) -> None:
+        anchor = message_of(record, ClockAnchor, fleet=self._config.fleet)
+        if anchor is None:
             return
-        self._clock = FleetClock(anchor)
-        self._ticked_us = self.saved.now_us or self._clock.now_us(self._wall())
-        if self._consumer is not None:
+        first = self._time.clock is None
+        if not self._time.hear(anchor, self._wall()):
+            self._watcher.passed_over("clock anchors")
+        elif first:
+            self._begin_ticks()
             self._listen()
 
-    def _anchors(self, records: Iterable[Record]) -> Iterator[ClockAnchor]:
-        for record in records:
-            anchor = message_of(record, ClockAnchor, fleet=self._config.fleet)
-            if anchor is not None:
-                yield anchor
+    def _begin_ticks(self) -> None:
+        """Let ticks go on after the last cut, or begin now."""
+        if self._time.clock is not None:
+            self._ticked_us = self.saved.now_us or self._time.clock.now_us(self._wall())
 
     def _check(self, record: Record) -> None:
         """Make sure that the journal goes on with this process's cuts and nobody else's."""
@@ -332,7 +333,7 @@ class LiveShell(Generic[S]):
     def _patience_us(self) -> int:
         """Return how long to wait for input before a tick is due."""
         every_us = self._component.tick_every_us
-        if self._clock is None or every_us <= 0:
+        if self._time.clock is None or every_us <= 0:
             return self._config.poll_us
         next_us = (self._ticked_us // every_us + 1) * every_us
-        return min(max(self._clock.wall_at(next_us) - self._wall(), 0), self._config.poll_us)
+        return min(max(self._time.clock.wall_at(next_us) - self._wall(), 0), self._config.poll_us)

@@ -33,7 +33,7 @@ from gpuloop.schemas.codec import Encoded, encode
 from gpuloop.schemas.component import Component, S, load, save
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import ClockAnchor
-from gpuloop.schemas.units import MINUTE_US, SECOND_US
+from gpuloop.schemas.units import INT64_MAX, MINUTE_US, SECOND_US
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,5 +241,5 @@ class TransactionalShell(Generic[S]):
             "telemetry.clock", anchor.fleet, anchor, event_id=event_id, source=self._source
         )
         self._broker.produce([record])
-        self._clock = FleetClock(anchor)
+        self._clock = FleetClock(anchor, reach_us=INT64_MAX)  # Nobody else knows how far it is.
         self._next_anchor_us = wall_us + self._config.anchor_every_us

@@ -7,7 +7,8 @@ import typer
 
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.broker import Broker
-from gpuloop.loop.shells.clock import FleetClock, wall_us
+from gpuloop.loop.shells.clock import wall_us
+from gpuloop.loop.shells.timekeeping import Timekeeper, newest_anchors
 from gpuloop.ops.cli.context import (
     AsJson,
     BootstrapServers,
@@ -26,7 +27,7 @@ from gpuloop.ops.stack import controls
 from gpuloop.ops.stack.errors import StackError
 from gpuloop.schemas.codec import BadInput, decode, encode
 from gpuloop.schemas.identity import derived_event_id
-from gpuloop.schemas.messages import Approval, ClockAnchor, Control, Message, Proposal
+from gpuloop.schemas.messages import Approval, Control, Message, Proposal
 from gpuloop.schemas.messages.control import (
     BreakerReset,
     ControlBody,
@@ -110,7 +111,7 @@ def freeze(
     """Hold a target as it is for some fleet time."""
     chosen = settings(state_dir, bootstrap_servers)
     with broker(chosen) as log:
-        until = _fleet_now_us(log) + round(seconds(for_) * SECOND_US)
+        until = _fleet_now_us(log, chosen.fleet) + round(seconds(for_) * SECOND_US)
     _say(Freeze(target=target, until_us=until), state_dir, bootstrap_servers, by, reason)
 
 
@@ -278,11 +279,12 @@ def _messages(log: Broker, topic: str) -> list[Message]:
     return found
 
 
-def _fleet_now_us(log: Broker) -> int:
-    anchors = [m for m in _messages(log, "telemetry.clock") if isinstance(m, ClockAnchor)]
-    if not anchors:
+def _fleet_now_us(log: Broker, fleet: str) -> int:
+    keeper, wall = Timekeeper(), wall_us()
+    keeper.open(newest_anchors(log, fleet), wall)
+    if keeper.clock is None:
         raise StackError("no fleet has told its time on telemetry.clock yet")
-    return FleetClock(anchors[-1]).now_us(wall_us())
+    return keeper.clock.now_us(wall)
 
 
 def _micros(usd: float | None) -> int | None:

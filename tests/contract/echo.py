@@ -131,6 +131,7 @@ class Silent:
         self.followed = self.disagreed = self.expired = -1
         self.snapshots: list[int] = []
         self.waits: list[str] = []
+        self.unheeded: list[str] = []
 
     def waiting(self, why: str) -> None:
         self.waits.append(why)
@@ -155,3 +156,6 @@ class Silent:
 
     def snapshot(self, number: int) -> None:
         self.snapshots.append(number)
+
+    def passed_over(self, what: str) -> None:
+        self.unheeded.append(what)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from echo import FLEET, Echo, EchoState, anchor, fault, fault_output
+from echo import FLEET, START_US, Echo, EchoState, anchor, fault, fault_output
 from stage import SEED, STORY, WALL_US, Stage, play, simulated, written
 
 from gpuloop.loop.replay.player import replay
@@ -295,10 +295,24 @@ def test_a_long_silence_brings_a_bounded_number_of_ticks() -> None:
     stage.start()
     stage.tell(10, [fault_output(1)])
     stage.settle()
-    stage.wall.now_us += 10 * 60 * SECOND_US  # Ten hours of fleet time: 600 ticks.
+    stage.wall.now_us += 100 * SECOND_US  # Silence of 100 minutes of fleet time: 100 ticks.
     stage.settle()
     assert stage.shell.saved.state.ticks == 16
-    assert stage.watcher.skipped == 600 - 16
+    assert stage.watcher.skipped == 100 - 16
+
+
+def test_a_clock_years_ahead_moves_no_component_whether_it_runs_or_starts() -> None:
+    stage = Stage(MemoryBroker())
+    stage.start()
+    forged = anchor(wall_us=WALL_US + 1, fleet_us=START_US + 10**15)
+    stage.broker.produce([forged])
+    stage.tell(61, [fault_output(1)])
+    stage.settle()
+    assert stage.watcher.unheeded == ["clock anchors"]
+    stage.start()
+    stage.tell(121, [fault_output(2)])
+    stage.settle()
+    assert stage.shell.saved.now_us < START_US + 122 * SECOND_US
 
 
 def test_a_recording_made_after_deaths_replays_to_the_same_bytes(tmp_path: Path) -> None:

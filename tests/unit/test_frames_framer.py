@@ -127,6 +127,24 @@ def test_every_fleet_minute_has_its_tick_on_every_partition() -> None:
     assert ticks == expected
 
 
+def test_a_clock_years_ahead_moves_no_tick_whether_the_framer_runs_or_starts() -> None:
+    wall = Wall()
+    broker = anchored(wall)
+    running = Framer(broker, "local", wall=wall)
+    running.open()
+    forged = ClockAnchor(
+        fleet="local", world="w", anchor_us=START + 10**15, anchor_wall_us=0, speed=60.0
+    )
+    broker.produce([encode("telemetry.clock", "local", forged, event_id="f", source="test")])
+    wall.us = 1_000_000
+    done = running.advance()
+    assert (done.anchors_passed_over, done.ticks_us) == (1, (START + MINUTE,))
+    started = Framer(broker, "local", wall=wall)
+    started.open()
+    wall.us = 2_000_000
+    assert started.advance().ticks_us == (START + 2 * MINUTE,)
+
+
 def test_steps_between_ticks_are_parts_of_a_minute_and_at_most_one_wall_second() -> None:
     speeds = (0.01, 0.5, 1, 7, 45, 60, 600, 100_000)
     steps = [tick_step_us(speed) for speed in speeds]

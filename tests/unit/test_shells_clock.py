@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpuloop.loop.shells.clock import FleetClock
+from gpuloop.loop.shells.clock import REACH_US, FleetClock
 from gpuloop.loop.shells.fold import MAX_TICKS, due_ticks
 from gpuloop.schemas.messages import ClockAnchor
 from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
@@ -48,6 +48,15 @@ def test_a_clock_that_stands_never_reaches_a_later_time() -> None:
     clock = FleetClock(anchor(speed=0.0))
     assert clock.now_us(WALL_US + HOUR_US) == 0
     assert clock.wall_at(MINUTE_US) > WALL_US + 1000 * HOUR_US
+
+
+def test_a_clock_that_is_not_renewed_stands_and_nobody_waits_for_its_next_minute() -> None:
+    clock = FleetClock(anchor())
+    reached = clock.now_us(WALL_US + HOUR_US)
+    assert reached == 60 * REACH_US
+    assert clock.now_us(WALL_US + 2 * HOUR_US) == reached
+    assert clock.wall_at(reached) == WALL_US + REACH_US
+    assert clock.wall_at(reached + MINUTE_US) > WALL_US + 100 * HOUR_US
 
 
 @pytest.mark.parametrize(

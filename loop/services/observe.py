@@ -13,7 +13,7 @@ from gpuloop.loop.shells.faust_app import INPUTS, ObserveConfig, build, run
 from gpuloop.loop.shells.faust_consumer import Place, Positions
 from gpuloop.loop.shells.faust_tables import APP, app_id
 from gpuloop.loop.shells.kafka import KafkaBroker
-from gpuloop.loop.shells.timekeeping import newest_anchors
+from gpuloop.loop.shells.timekeeping import CLOCK, newest_anchors
 from gpuloop.loop.shells.watchdog import Seen, Watchdog
 from gpuloop.schemas.codec import BadInput
 
@@ -40,7 +40,9 @@ def main(settings: Settings) -> None:
             kafka_config=settings.kafka_config,
         )
         watch = _Watch(process)
-        observing = build(config, watch, newest_anchors(broker, settings.fleet))
+        clock_from = broker.ends([CLOCK])[CLOCK]
+        anchors = newest_anchors(broker, settings.fleet)
+        observing = build(config, watch, anchors, clock_from=clock_from)
         watchdog = Watchdog(_look(broker, config, observing.positions), _bite)
         watchdog.start()
         try:
@@ -89,6 +91,7 @@ def _look(broker: KafkaBroker, config: ObserveConfig, positions: Positions) -> C
         committed = broker.committed(app_id(config.prefix), inputs)
         return Seen(
             ready=positions.ready,
+            restored=positions.restored,
             ends=broker.ends(inputs),
             handled=_unprefixed(positions.handled, config.prefix),
             settled=_unprefixed(positions.settled, config.prefix),

@@ -91,8 +91,14 @@ class Observing:
     positions: Positions
 
 
-def build(config: ObserveConfig, watch: Watch, anchors: Sequence[ClockAnchor] = ()) -> Observing:
-    """Return the application; `anchors` are the newest on the clock's topic when it starts."""
+def build(
+    config: ObserveConfig,
+    watch: Watch,
+    anchors: Sequence[ClockAnchor] = (),
+    *,
+    clock_from: int = 0,
+) -> Observing:
+    """Return the application; `anchors` are the newest before offset `clock_from` of the clock."""
     addresses = [f"kafka://{address}" for address in config.bootstrap_servers.split(",")]
     app = faust.App(
         app_id(config.prefix),
@@ -141,7 +147,7 @@ def build(config: ObserveConfig, watch: Watch, anchors: Sequence[ClockAnchor] = 
     for topic, agent in agents.items():
         source = raw_topic(app, config.prefix + topic)
         app.agent(source, name=f"observe.{topic}", concurrency=1)(agent.run)
-    _follow_clock(app, config, now, watch)
+    _follow_clock(app, config, now, watch, clock_from)
 
     async def forget(*_: object, **__: object) -> None:
         positions.forget()
@@ -171,10 +177,15 @@ def _stages(fleet: str, tables: Mapping[str, TrackedTable], now: FleetTime) -> d
     }
 
 
-def _follow_clock(app: faust.App, config: ObserveConfig, now: FleetTime, watch: Watch) -> None:
+def _follow_clock(
+    app: faust.App, config: ObserveConfig, now: FleetTime, watch: Watch, clock_from: int
+) -> None:
     async def follow(stream: StreamT[bytes]) -> None:
         async for event in stream.events():
-            anchor = message_of(record_of(event, CLOCK.topic), ClockAnchor, fleet=config.fleet)
+            record = record_of(event, CLOCK.topic)
+            if record.offset < clock_from:
+                continue  # The application began with what was said until there.
+            anchor = message_of(record, ClockAnchor, fleet=config.fleet)
             if anchor is not None and not now.hear(anchor):
                 watch.passed_over("clock anchors")
 
@@ -194,9 +205,12 @@ async def _run(observing: Observing, watch: Watch, stop: threading.Event) -> Non
     app.finalize()
     await app.start()
     while not stop.is_set() and not app.crashed:
-        if not positions.ready and cast(TableManager, app.tables).recovery.completed.is_set():
-            positions.ready = True
-            watch.ready()
+        if not positions.ready:
+            recovery = cast(TableManager, app.tables).recovery
+            positions.restored = sum(recovery.active_offsets.values())
+            if recovery.completed.is_set():
+                positions.ready = True
+                watch.ready()
         await asyncio.sleep(POLL_SECONDS)
     await app.stop()
     if app.crash_reason is not None:

@@ -24,10 +24,12 @@ Place = tuple[str, int]
 class Positions:
     """Next offsets per partition since the last assignment: to begin with, folded, settled.
 
-    `ready` says that the tables are recovered. Written by the event loop, read by other threads.
+    `ready` says that the tables are recovered, `restored` how far recovery has come, in records of
+    their changelogs. Written by the event loop, read by other threads.
     """
 
     ready: bool = False
+    restored: int = 0
     begin: dict[Place, int] = field(default_factory=dict)
     handled: dict[Place, int] = field(default_factory=dict)
     settled: dict[Place, int] = field(default_factory=dict)

@@ -27,10 +27,11 @@ log: Final = logging.getLogger(__name__)
 class Seen:
     """One look: where each partition ends, what is folded, settled, committed.
 
-    Before it is `ready` a process restores its state.
+    Before it is `ready` a process restores its state; `restored` counts what it has read of it.
     """
 
     ready: bool
+    restored: int = 0
     ends: Offsets
     handled: Offsets
     settled: Offsets
@@ -52,11 +53,16 @@ class StallDetector:
         self._patience_us: Final = patience_us
         self._stalls: Final[dict[tuple[str, Partition], Stall]] = {}
         self._folded: Offsets = {}
+        self._restoring: tuple[bool, int] | None = None
         self._moved_us = -GRACE_FACTOR * patience_us
 
     def stuck(self, seen: Seen, now_us: int) -> list[str]:
         """Return what has stood for longer than the patience, in words."""
         found: list[str] = []
+        if self._restoring != (seen.ready, seen.restored):
+            # Input cannot move while state is restored: its time begins when that has moved on.
+            self._restoring = (seen.ready, seen.restored)
+            self._stalls.clear()
         if any(at > self._folded.get(place, at) for place, at in seen.handled.items()):
             self._moved_us = now_us
         self._folded = dict(seen.handled)

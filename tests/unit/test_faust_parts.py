@@ -70,9 +70,18 @@ def test_a_message_of_another_topic_is_refused() -> None:
         SampleStage("local", dict, lambda: None).take(received(job(NOW), "telemetry.tenants"))
 
 
-def seen(*, end: int, handled: int, settled: int = 0, committed: int = 0, ready: bool = True):  # type: ignore[no-untyped-def]
+def seen(  # type: ignore[no-untyped-def]
+    *,
+    end: int,
+    handled: int,
+    settled: int = 0,
+    committed: int = 0,
+    ready: bool = True,
+    restored: int = 0,
+):
     return Seen(
         ready=ready,
+        restored=restored,
         ends={JOBS: end},
         handled={JOBS: handled},
         settled={JOBS: settled},
@@ -131,6 +140,23 @@ def test_recovery_gets_more_time() -> None:
     assert detector.stuck(restoring, 0) == []
     assert detector.stuck(restoring, 100 * SECOND) == []
     assert detector.stuck(restoring, 120 * SECOND) != []
+
+
+def test_the_time_that_recovery_took_is_not_held_against_the_input() -> None:
+    detector = StallDetector(30 * SECOND)
+    for second in range(0, 100, 3):
+        assert detector.stuck(seen(end=9, handled=0, ready=False), second * SECOND) == []
+    for second in range(100, 130, 3):
+        assert detector.stuck(seen(end=9, handled=0), second * SECOND) == []
+    assert detector.stuck(seen(end=9, handled=0), 131 * SECOND) != []
+
+
+def test_recovery_that_goes_on_may_take_as_long_as_it_takes() -> None:
+    detector = StallDetector(30 * SECOND)
+    for minute in range(60):
+        look = seen(end=9, handled=0, ready=False, restored=minute)
+        assert detector.stuck(look, minute * 60 * SECOND) == []
+    assert detector.stuck(look, (59 * 60 + 121) * SECOND) != []
 
 
 def test_the_watchdog_bites_once_and_bears_a_broker_that_does_not_answer() -> None:

@@ -3,6 +3,8 @@
 `Health` is written by the process's own loop and read by whoever asks; it holds no decision.
 """
 
+import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ import msgspec
 from gpuloop.loop.services import metrics
 from gpuloop.loop.shells.clock import monotonic_us, wall_us
 from gpuloop.schemas.units import SECOND_US
+
+log: Final = logging.getLogger(__name__)
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,8 +103,7 @@ class HealthServer:
     def __init__(
         self, health: Health, *, host: str, port: int, routes: Mapping[str, Route] | None = None
     ) -> None:
-        self._server: Final = ThreadingHTTPServer((host, port), _handler(health, routes or {}))
-        self._server.daemon_threads = True
+        self._server: Final = _Server((host, port), _handler(health, routes or {}))
         self._thread: Final = threading.Thread(
             target=self._server.serve_forever, name="health", daemon=True
         )
@@ -116,6 +119,16 @@ class HealthServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say in one log line what ended an answer, and nothing of a client that went away."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            log.error("an answer failed", exc_info=error, extra={"client": str(client_address)})
 
 
 def _is_loopback(host: str) -> bool:

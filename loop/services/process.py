@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from gpuloop.loop.services.health import Health, HealthServer, Route
+from gpuloop.loop.services.repeats import Repeats
 from gpuloop.loop.settings import Settings
 
 STOP_SECONDS: Final = 10.0
@@ -63,7 +64,8 @@ def serving(
 def configure_logging(service: str, level: str) -> None:
     """Send log records and the last exception of this process to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines(service))
+    handler.setFormatter(JsonLines(service))
+    handler.addFilter(Repeats())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     log = logging.getLogger(service)
 
@@ -84,7 +86,7 @@ def configure_logging(service: str, level: str) -> None:
     threading.excepthook = fail_thread
 
 
-class _JsonLines(logging.Formatter):
+class JsonLines(logging.Formatter):
     """Formats a record as one JSON line; `extra` fields stand beside the message."""
 
     _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -94,6 +96,7 @@ class _JsonLines(logging.Formatter):
         self._service = service
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return a record as one line of JSON."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

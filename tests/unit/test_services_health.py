@@ -15,6 +15,7 @@ import pytest
 from gpuloop.loop.services.health import Answer, Health, HealthServer
 from gpuloop.loop.services.keeper import LEASE_US, lease
 from gpuloop.loop.services.process import configure_logging, serving
+from gpuloop.loop.services.repeats import Repeats
 from gpuloop.loop.settings import Settings
 from gpuloop.schemas.codec import Record, decode
 from gpuloop.schemas.messages import Control
@@ -25,10 +26,21 @@ def shout(body: bytes) -> Answer:
     return Answer(status=200, content_type="text/plain", body=body.upper())
 
 
+def gone(body: bytes) -> Answer:
+    raise BrokenPipeError("the client went away")
+
+
+def broken(body: bytes) -> Answer:
+    raise KeyError("a bug of ours")
+
+
+ROUTES = {"/shout": shout, "/gone": gone, "/broken": broken}
+
+
 @pytest.fixture
 def served() -> Iterator[tuple[Health, str]]:
     health = Health("decider")
-    server = HealthServer(health, host="127.0.0.1", port=0, routes={"/shout": shout})
+    server = HealthServer(health, host="127.0.0.1", port=0, routes=ROUTES)
     yield health, f"http://127.0.0.1:{server.port}"
     server.close()
 
@@ -94,9 +106,20 @@ def test_a_length_that_is_none_is_refused(served: tuple[Health, str], length: st
     assert answer.startswith(b"HTTP/1.0 404")
 
 
-def post(url: str, headers: dict[str, str]) -> bytes:
+def test_a_client_that_goes_away_is_nothing_to_tell_and_a_bug_is(
+    served: tuple[Health, str], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, url = served
+    own = {"Host": "localhost", "Content-Length": "3"}
+    assert post(url, own, to="/gone") == b""
+    assert (capfd.readouterr().err, caplog.records) == ("", [])
+    assert post(url, own, to="/broken") == b""
+    assert [record.message for record in caplog.records] == ["an answer failed"]
+
+
+def post(url: str, headers: dict[str, str], to: str = "/shout") -> bytes:
     host, _, port = url.removeprefix("http://").rpartition(":")
-    lines = ["POST /shout HTTP/1.0", "Content-Type: application/json"]
+    lines = [f"POST {to} HTTP/1.0", "Content-Type: application/json"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall("\r\n".join([*lines, "", '"a"']).encode("latin-1"))
@@ -126,6 +149,33 @@ def test_a_lease_lasts_three_renewals() -> None:
     assert isinstance(control, Control)
     assert control.body == KillLease(expires_wall_us=1_000 + LEASE_US)
     assert encoded.key == b"lease"
+
+
+def complaint(seconds: float, text: str, name: str = "librdkafka") -> logging.LogRecord:
+    record = logging.LogRecord(name, logging.ERROR, "", 0, text, None, None)
+    record.created = seconds
+    return record
+
+
+def test_a_librarys_repeated_complaint_is_written_once_and_then_counted() -> None:
+    few = Repeats(every_seconds=30.0)
+    written = [
+        record
+        for second in range(61)
+        for record in (complaint(second, f"FAIL [c-{second}]: refused after {second} ms"),)
+        if few.filter(record)
+    ]
+    assert [(record.created, vars(record)["held_back"]) for record in written] == [
+        (0, 0),
+        (30, 29),
+        (60, 29),
+    ]
+    assert few.filter(complaint(60, "GETPID [c-1]: another complaint"))
+
+
+def test_our_own_lines_are_all_written_however_alike() -> None:
+    few = Repeats()
+    assert all(few.filter(complaint(0, "the same", "decider")) for _ in range(5))
 
 
 def test_what_ends_a_thread_is_logged_like_what_ends_the_process(

@@ -102,6 +102,11 @@ class Philly:
         inside = self._times[0] <= start_us <= self._times[-1]
         self.start_us = start_us if inside else self._times[0] // DAY_US * DAY_US
 
+    @property
+    def span_us(self) -> tuple[int, int]:
+        """Return when the first and the last job were submitted."""
+        return self._times[0], self._times[-1]
+
     def arrivals(self, hour: int) -> tuple[JobSpec, ...]:
         """Return the jobs of one hour."""
         first = bisect_left(self._times, hour * HOUR_US)

@@ -23,6 +23,11 @@ from gpuloop.twin.state import WorldState
 from gpuloop.twin.world import World, build_world
 
 
+def origin_of(config: TwinConfig, workload: str, start_us: int) -> str:
+    """Return the digest of what a world is made of; only that can go on with its state."""
+    return sha256_of(msgspec.json.encode(config, order="deterministic"), workload, str(start_us))
+
+
 class TwinState(State):
     """A world, what its executor remembers, and the digest of what the world was made of."""
 
@@ -42,11 +47,7 @@ class TwinFleet:
         self.state_type = TwinState
         self.tick_every_us = SECOND_US
         self.world: Final[World] = build_world(config, traces, workload)
-        self.origin: Final = sha256_of(
-            msgspec.json.encode(config, order="deterministic"),
-            self.world.workload_name,
-            str(self.world.start_us),
-        )
+        self.origin: Final = origin_of(config, self.world.workload_name, self.world.start_us)
         self._beginning: Final = save(self.world.state)
 
     def initial(self) -> TwinState:

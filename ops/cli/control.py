@@ -21,7 +21,8 @@ from gpuloop.ops.cli.context import (
     show,
     user,
 )
-from gpuloop.ops.cli.lines import line
+from gpuloop.ops.cli.lines import line, when
+from gpuloop.ops.cli.named import refuse_unknown
 from gpuloop.ops.cli.tail import records
 from gpuloop.ops.stack import controls
 from gpuloop.ops.stack.errors import StackError
@@ -58,8 +59,24 @@ def _say(
 ) -> None:
     chosen = settings(state_dir, servers)
     with broker(chosen) as log:
+        refuse_unknown(log, body)
         controls.publish(log, [body], fleet=chosen.fleet, by=by or user(), reason=reason)
-    typer.echo(f"{scope(body)} set on fleet {chosen.fleet}")
+    typer.echo(f"{_done(body)} on fleet {chosen.fleet}")
+
+
+def _done(body: ControlBody) -> str:
+    """Return in plain words what holds now."""
+    match body:
+        case Kill(engaged=True):
+            return "kill switch set: nothing new starts until `gpuloop control clear`,"
+        case Kill(engaged=False):
+            return "kill switch cleared"
+        case Freeze(target=target, until_us=0):
+            return f"{target} thawed"
+        case Freeze(target=target, until_us=until_us):
+            return f"{target} frozen until {when(until_us)} fleet time"
+        case _:
+            return f"{scope(body)} set"
 
 
 @app.command("list")

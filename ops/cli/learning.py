@@ -35,7 +35,7 @@ def list_policies(
                 "algorithm": version.algorithm,
                 "version": version.version,
                 "alpha_earned": version.alpha,
-                "made": when(version.created_wall_us),
+                "made": when(version.created_wall_us) if version.created_wall_us else "shipped",
                 "summary": version.summary,
             }
             for version in versions

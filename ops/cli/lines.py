@@ -45,8 +45,17 @@ def usd(micros: int) -> str:
     return f"{micros / USD_MICROS:+,.2f} USD"
 
 
+def clock(text: str) -> str:
+    """Return a line of `line` without its date."""
+    return text[11:] if text[4:5] == "-" and text[13:14] == ":" else text
+
+
 def line(message: Message, timestamp_ms: int = 0) -> str:
-    """Return the message in one line: when, what, why."""
+    """Return the message in one line: when, what, why.
+
+    `timestamp_ms` is when it was written; it stands for a time that a message leaves open, as the
+    policy that ships with the project does.
+    """
     stamp = when(_time_us(message) or timestamp_ms * 1000)
     return f"{stamp}  {_what(message)}"
 

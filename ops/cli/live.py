@@ -1,28 +1,36 @@
-"""Shows a running stack: a live screen on a terminal, plain lines anywhere else."""
+"""Shows a running stack: a live screen on a terminal, plain lines anywhere else.
 
+Every line of the screen is cut where the terminal ends and none is wrapped but the last, so that
+80 by 24 characters are enough; what is cut stands whole on its topic.
+"""
+
+import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Final
 
 import typer
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gpuloop.ops.cli.lines import line, usd, when
-from gpuloop.ops.stack.run import Moment, View
+from gpuloop.ops.cli.lines import clock, line, usd, when
+from gpuloop.ops.stack.moment import Moment, View
 from gpuloop.ops.stack.tally import Tally
 from gpuloop.ops.stack.unit import Phase
-from gpuloop.schemas.messages import Message, PoolState
+from gpuloop.schemas.messages import Decision, PolicyVersion, PoolState
 from gpuloop.schemas.units import USD_MICROS
 
 SCREEN_SECONDS: Final = 0.5
 SUMMARY_SECONDS: Final = 15.0
-HAPPENED: Final = 8
+NOTICE_SECONDS: Final = 30.0
+PROGRESS_SECONDS: Final = 5.0
+POOLS: Final = 8
+BAR: Final = 10
 _COLOUR: Final = {
     "ready": "green",
     "failed": "red",
@@ -33,27 +41,46 @@ _COLOUR: Final = {
 
 
 @contextmanager
-def view() -> Iterator[View]:
-    """Return a screen on a terminal, else something that prints lines."""
+def view(gone: Callable[[], None]) -> Iterator[View]:
+    """Return a screen on a terminal, else something that prints lines.
+
+    `gone` is called when nobody reads those lines any more.
+    """
     if not sys.stdout.isatty():
-        yield PlainView()
+        yield PlainView(gone)
         return
     console = Console()
-    with Live(console=console, refresh_per_second=4, auto_refresh=False) as screen:
+    # What libraries write to standard error goes to the supervisor's log, not onto the screen.
+    with Live(console=console, auto_refresh=False, redirect_stderr=False) as screen:
         yield ScreenView(screen)
 
 
 class PlainView:
     """Prints what changes: phases of processes, commands, outcomes, causes; and a summary."""
 
-    def __init__(self) -> None:
+    def __init__(self, gone: Callable[[], None] = lambda: None) -> None:
+        self._gone: Final = gone
         self._phases: dict[str, Phase] = {}
         self._seen = 0
         self._summary_due = 0.0
+        self._notices_due: dict[str, float] = {}
+        self._progress_due = 0.0
 
     def say(self, text: str) -> None:
-        """Print one line."""
-        typer.echo(text)
+        """Print one line; once nobody reads, say so to whom it concerns and print no more."""
+        try:
+            typer.echo(text)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+            self._gone()
+
+    def progress(self, what: str, share: float) -> None:
+        """Print how far it has come, every few seconds."""
+        if monotonic() >= self._progress_due:
+            self._progress_due = monotonic() + PROGRESS_SECONDS
+            self.say(f"{what}: {share:.0%}")
 
     def refresh(self, moment: Moment) -> None:
         """Print what is new since the last time."""
@@ -63,19 +90,30 @@ class PlainView:
                 detail = f": {watched.detail}" if watched.detail else ""
                 self.say(f"{moment.elapsed_seconds:6.1f} s  {name} {watched.phase}{detail}")
             self._phases[name] = watched.phase
+        self._notice(moment)
         if moment.monitor is None:
             return
         with moment.monitor.lock:
             tally = moment.monitor.tally
             new = min(tally.happenings - self._seen, len(tally.happened))
-            happened: list[Message] = list(tally.happened)[len(tally.happened) - new :]
+            happened = list(tally.happened)[len(tally.happened) - new :]
             self._seen = tally.happenings
             summary = _summary(tally)
-        for message in happened:
-            self.say(line(message))
+        for message, timestamp_ms in happened:
+            self.say(line(message, timestamp_ms))
         if monotonic() >= self._summary_due and moment.phase == "running":
             self._summary_due = monotonic() + SUMMARY_SECONDS
             self.say(f"{moment.elapsed_seconds:6.1f} s  {summary}")
+
+    def _notice(self, moment: Moment) -> None:
+        """Print what a person must know when it begins, and again while it lasts."""
+        now = monotonic()
+        kinds = {re.sub(r"\d+", "", notice): notice for notice in moment.notices}
+        self._notices_due = {k: due for k, due in self._notices_due.items() if k in kinds}
+        for kind, notice in kinds.items():
+            if now >= self._notices_due.get(kind, 0.0):
+                self._notices_due[kind] = now + NOTICE_SECONDS
+                self.say(f"{moment.elapsed_seconds:6.1f} s  ! {notice}")
 
 
 class ScreenView:
@@ -84,21 +122,40 @@ class ScreenView:
     def __init__(self, screen: Live) -> None:
         self._screen: Final = screen
         self._due = 0.0
+        self._shown: RenderableType = ""
+        self._phase = ""
 
     def say(self, text: str) -> None:
         """Print one line above the screen."""
-        self._screen.console.print(text)
+        self._screen.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def progress(self, what: str, share: float) -> None:
+        """Show how far it has come under the screen."""
+        self._screen.update(Group(self._shown, Text(f"{what}: {share:.0%}")), refresh=True)
 
     def refresh(self, moment: Moment) -> None:
-        """Redraw, at most twice a second."""
-        if monotonic() < self._due:
+        """Redraw, at most twice a second, and at once when the phase changes."""
+        if monotonic() < self._due and moment.phase == self._phase:
             return
-        self._due = monotonic() + SCREEN_SECONDS
-        parts = [_headline(moment)]
-        if moment.monitor is not None:
-            with moment.monitor.lock:
-                parts += _loop(moment.monitor.tally)
-        self._screen.update(Group(*parts, _processes(moment)), refresh=True)
+        self._due, self._phase = monotonic() + SCREEN_SECONDS, moment.phase
+        self._shown = screen(moment, height=self._screen.console.size.height)
+        self._screen.update(self._shown, refresh=True)
+
+
+def screen(moment: Moment, *, height: int) -> Group:
+    """Return the whole screen for a terminal of `height` lines."""
+    tally = Tally()
+    if moment.monitor is None:
+        return Group(*_headline(moment, tally), _processes(moment))
+    with moment.monitor.lock:
+        tally = moment.monitor.tally
+        top, money = _headline(moment, tally), _money(tally)
+        fleet: list[RenderableType] = [_title("fleet"), _fleet(tally)]
+        decided = [_title("last decisions"), *_decisions(tally)]
+        rows = min(len(tally.pools), POOLS) + 1
+        left = height - len(top) - rows - len(decided) - len(money) - 6
+        happened = [_title("commands, outcomes, causes"), *_happened(tally, max(left, 2))]
+    return Group(*top, *fleet, *decided, *happened, _title("rewards"), *money, _processes(moment))
 
 
 def _summary(tally: Tally) -> str:
@@ -110,48 +167,77 @@ def _summary(tally: Tally) -> str:
     )
 
 
-def _headline(moment: Moment) -> Panel:
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _title(text: str) -> Text:
+    return _line(text, "bold cyan")
+
+
+def _headline(moment: Moment, tally: Tally) -> list[Text]:
     settings = moment.stack.settings
-    text = Text.assemble(
-        ("gpuloop ", "bold"),
-        f"{moment.phase} for {moment.elapsed_seconds:.0f} s · Kafka at "
-        f"{settings.bootstrap_servers} · speed {settings.speed:g}x · "
-        f"{moment.supervisor.resident_bytes / 2**30:.2f} GiB resident",
-    )
-    return Panel(text, border_style="dim")
+    fleet = f" · fleet time {when(tally.fleet_us)[:16]}" if tally.fleet_us else ""
+    text = f"gpuloop {moment.phase} for {moment.phase_seconds:.0f} s · {settings.speed:g}x{fleet}"
+    memory = f"{moment.supervisor.resident_bytes / 2**30:.2f} GiB resident"
+    kafka = f"Kafka at {settings.bootstrap_servers} · {memory} · Ctrl-C stops"
+    notices = [_line(f"! {notice}", "bold red") for notice in moment.notices]
+    return [_line(text, "bold"), _line(kafka, "dim"), *notices]
 
 
-def _loop(tally: Tally) -> list[Panel]:
-    happened = _lines(list(tally.happened)[-HAPPENED:])
-    money = Text(_summary(tally) + "\n")
-    parts = sorted(tally.rewards_usd_micros.items())
-    money.append("   ".join(f"{name} {usd(amount)}" for name, amount in parts), "dim")
-    decisions = _lines([decision for _, decision in sorted(tally.latest.items())])
+def _decisions(tally: Tally) -> list[Text]:
+    latest = [decision for _, decision in sorted(tally.latest.items())][:POOLS]
+    return [_line(_decided(decision)) for decision in latest] or [_line("none yet", "dim")]
+
+
+def _decided(decision: Decision) -> str:
+    summary = decision.summary.removeprefix(f"{decision.pool}: ")
+    return f"{decision.pool:<6}{summary}  {decision.why_not}"
+
+
+def _happened(tally: Tally, count: int) -> list[Text]:
+    found = []
+    for message, timestamp_ms in list(tally.happened)[-count:]:
+        wall = "wall " if isinstance(message, PolicyVersion) else ""
+        found.append(_line(wall + clock(line(message, timestamp_ms))))
+    return found or [_line("nothing yet", "dim")]
+
+
+def _money(tally: Tally) -> list[Text]:
+    refused = sum(tally.refused.values())
+    amounts = sorted(tally.rewards_usd_micros.items(), key=lambda part: (-abs(part[1]), part[0]))
+    parts = [f"{name} {amount / USD_MICROS:+,.0f}" for name, amount in amounts if amount]
+    alpha = max(tally.alpha.values(), default=0.0)
     return [
-        Panel(_fleet(tally), title="fleet", title_align="left"),
-        Panel(decisions, title="last decisions", title_align="left"),
-        Panel(happened, title="commands, outcomes, causes", title_align="left"),
-        Panel(money, title="rewards", title_align="left"),
+        _line(
+            f"{usd(tally.reward_total_usd_micros)} booked in this run · "
+            f"{tally.decisions} decisions · {tally.applied} applied · {refused} refused · "
+            f"alpha {alpha:.2f}"
+        ),
+        _line(" · ".join(parts) or "nothing booked yet", "dim"),
     ]
 
 
-def _lines(messages: Sequence[Message]) -> Text:
-    """Return one line each, cut where the screen ends: the whole is on the topic."""
-    text = "\n".join(line(message) for message in messages) or "nothing yet"
-    return Text(text, no_wrap=True, overflow="ellipsis")
-
-
 def _fleet(tally: Tally) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, right in (
-        ("pool", False), ("fleet time", False), ("GPUs", True), ("busy", True), ("queued", True),
-        ("on demand", True), ("spot", True), ("ordered", True), ("quote $/GPU-h", True),
-        ("busy share", False),
-    ):  # fmt: skip
-        table.add_column(name, justify="right" if right else "left")
-    for name, pool in sorted(tally.pools.items()):
-        table.add_row(name, when(pool.tick_us), *_pool(pool))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+    for name in ("pool", "GPUs", "busy", "draining", "queued", "on demand", "spot", "ordered",
+                 "$/GPU-h"):  # fmt: skip
+        table.add_column(name, justify="left" if name == "pool" else "right", no_wrap=True)
+    table.add_column("busy", no_wrap=True)
+    for name, pool in sorted(tally.pools.items())[:POOLS]:
+        table.add_row(name, *_pool(pool))
     return table
+
+
+def draining_gpus(pool: PoolState) -> int:
+    """Return the GPUs that are given back and still heard of, as far as it can be seen.
+
+    A node that drains counts as rented no longer, and its jobs run on; so more GPUs can be busy
+    than are rented.
+    """
+    ready = sum(tranche.nodes_ready for tranche in pool.tranches)
+    heard = (pool.nodes_heard - ready) * pool.gpus_per_node
+    return max(heard, pool.gpus_allocated - ready * pool.gpus_per_node, 0)
 
 
 def _pool(pool: PoolState) -> list[str]:
@@ -162,19 +248,29 @@ def _pool(pool: PoolState) -> list[str]:
     return [
         str(gpus),
         str(pool.gpus_allocated),
+        str(draining_gpus(pool)),
         str(sum(queue.gpus for queue in pool.queues)),
         str(nodes.get("on_demand", "-")),
         str(nodes.get("spot", "-")),
         str(ordered),
         f"{pool.quote_usd_micros_per_gpu_hour / USD_MICROS:.2f}",
-        "█" * round(share * 20) + "░" * (20 - round(share * 20)),
+        "█" * round(share * BAR) + "░" * (BAR - round(share * BAR)),
     ]
 
 
-def _processes(moment: Moment) -> Panel:
-    text = Text()
-    for name, watched in moment.supervisor.units.items():
-        again = f" ({watched.restarts} restarts)" if watched.restarts else ""
-        text.append(f"{name} ", "bold")
-        text.append(f"{watched.phase}{again}   ", _COLOUR.get(watched.phase, "dim"))
-    return Panel(text, title="processes", title_align="left", border_style="dim")
+def _processes(moment: Moment) -> Text:
+    """Return how many processes are ready, and which are not or were restarted."""
+    units = moment.supervisor.units
+    ready = [name for name, watched in units.items() if watched.phase is Phase.READY]
+    text = Text("processes ", "bold cyan")
+    text.append(f"{len(ready)} of {len(units)} ready", "green" if len(ready) == len(units) else "")
+    others: dict[str, list[str]] = {}
+    for name, watched in units.items():
+        if watched.phase is not Phase.READY:
+            others.setdefault(str(watched.phase), []).append(name)
+    for phase, names in others.items():
+        text.append(f" · {phase}: {', '.join(names)}", _COLOUR.get(phase, "dim"))
+    again = [f"{name} {watched.restarts}" for name, watched in units.items() if watched.restarts]
+    if again:
+        text.append(f" · restarts: {', '.join(again)}", "yellow")
+    return text

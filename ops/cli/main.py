@@ -59,6 +59,13 @@ def main() -> int:
     try:
         app()
     except (StackError, SettingsError, BrokerError, msgspec.ValidationError, OSError) as error:
-        print(f"gpuloop: {error}", file=sys.stderr)
+        print(f"gpuloop: {_told(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _told(error: Exception) -> str:
+    """Return an error in one line for a person: which file, and what about it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())

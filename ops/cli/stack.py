@@ -5,8 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
@@ -20,11 +18,14 @@ from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.clock import wall_us
 from gpuloop.ops.cli import context, live
 from gpuloop.ops.cli.context import AsJson, StateDir
-from gpuloop.ops.stack import process, report
+from gpuloop.ops.stack import preflight, process, report
 from gpuloop.ops.stack.errors import StackError
 from gpuloop.ops.stack.layout import Layout
 from gpuloop.ops.stack.local import Options
-from gpuloop.ops.stack.run import StopRequest, end_leftovers, run, write_report
+from gpuloop.ops.stack.logbook import supervisor_log
+from gpuloop.ops.stack.moment import StopRequest
+from gpuloop.ops.stack.report import write_report
+from gpuloop.ops.stack.run import end_leftovers, run
 from gpuloop.ops.stack.state import ProcessState, StackState, read
 
 DETACH_SECONDS: Final = 600.0
@@ -38,9 +39,12 @@ Names = Annotated[
 
 
 def up(
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start another world.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete the world that is here and begin another.")
+    ] = False,
     for_: Annotated[
-        str | None, typer.Option("--for", help="Stop after this long, e.g. 90s or 5m.")
+        str | None,
+        typer.Option("--for", help="Stop this long after it is ready, e.g. 90s or 5m."),
     ] = None,
     report_file: Annotated[
         Path | None, typer.Option("--report", help="Write the final report here, as JSON.")
@@ -52,7 +56,7 @@ def up(
         float | None, typer.Option(help="Fleet seconds per wall second.", show_default="60")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Root of all random draws.", show_default="0")
+        int | None, typer.Option(min=0, help="Root of all random draws.", show_default="0")
     ] = None,
     start: Annotated[
         datetime | None,
@@ -60,7 +64,9 @@ def up(
     ] = None,
     traces: Annotated[
         Path | None,
-        typer.Option(help="Folder of public traces.", show_default="generated workload"),
+        typer.Option(
+            help="Folder of public traces.", show_default="GPULOOP_TRACES, else generated workload"
+        ),
     ] = None,
     bootstrap_servers: Annotated[
         str | None, typer.Option(help="Use this Kafka cluster instead of an own broker.")
@@ -81,11 +87,8 @@ def up(
     """Start the stack here, watch it, stop it with Ctrl-C; it resumes its world.
 
     Runs Kafka, PostgreSQL, ClickHouse's engine and every service as processes of this machine.
+    The world is kept in the stack's folder; --fresh or another --state-dir begins another.
     """
-    if detach:
-        _detached(context.layout(state_dir))
-        return
-    settings = Settings.from_environment()
     asked: dict[str, object] = {
         "speed": speed,
         "seed": seed,
@@ -105,21 +108,46 @@ def up(
         without=tuple(without or ()),
     )
     duration = context.seconds(for_) if for_ is not None else None
-    _run_in_foreground(options, fresh=fresh, duration=duration, report_file=report_file)
+    preflight.check(options, fresh=fresh)
+    if report_file is not None:
+        _begin_report(report_file)
+    if detach:
+        _detached(Layout(options.root))
+        return
+    try:
+        _run_in_foreground(options, fresh=fresh, duration=duration, report_file=report_file)
+    except OSError as error:
+        # What has no name of its own was written where the stack keeps its things.
+        raise StackError(f"{error.filename or options.root}: {error.strerror}") from None
 
 
 def _with(settings: Settings, given: dict[str, object]) -> Settings:
     """Return settings with some replaced, checked like those from the environment."""
     whole = msgspec.structs.asdict(settings) | given
-    return msgspec.convert(whole, Settings, dec_hook=lambda _, value: value)
+    try:
+        return msgspec.convert(whole, Settings, dec_hook=lambda _, value: value)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        option = "--" + where.rstrip("`").replace("_", "-")
+        raise StackError(f"{option}: {what[:1].lower()}{what[1:].replace('`', '')}") from None
+
+
+def _begin_report(path: Path) -> None:
+    """Make room for a report, and leave none of an earlier run that could be taken for it."""
+    if path.is_dir():
+        raise StackError(f"--report {path} is a folder; name a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _run_in_foreground(
     options: Options, *, fresh: bool, duration: float | None, report_file: Path | None
 ) -> None:
+    stop = StopRequest()
+    layout = Layout(options.root)
     try:
-        with live.view() as view, _library_noise(Layout(options.root)):
-            ended = run(options, view, StopRequest(), fresh=fresh, seconds=duration)
+        with live.view(lambda: stop.set(hasty=True)) as view, supervisor_log(layout):
+            ended = run(options, view, stop, fresh=fresh, seconds=duration)
     except KeyboardInterrupt:
         raise StackError("interrupted twice: everything was killed, nothing was counted") from None
     if ended.report is not None:
@@ -127,26 +155,11 @@ def _run_in_foreground(
         if report_file is not None:
             write_report(report_file, ended.report)
     for name in ended.failed:
-        typer.echo(f"{name} was given up; see {Layout(options.root).log(name)}", err=True)
+        typer.echo(f"{name} was given up; see {layout.log(name)}", err=True)
+    if ended.problem:
+        raise StackError(f"{ended.problem}; see {layout.logs}")
     if ended.failed:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _library_noise(layout: Layout) -> Iterator[None]:
-    """Keep what libraries write to standard error out of the view, in the supervisor's log."""
-    layout.create()
-    sys.stderr.flush()
-    kept = os.dup(2)
-    target = os.open(layout.log("supervisor"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(target, 2)
-    os.close(target)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _detached(layout: Layout) -> None:
@@ -209,6 +222,8 @@ def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
         context.print_json(msgspec.structs.replace(state, environment=shown))
         return
     typer.echo(_headline(state))
+    for notice in state.notices:
+        typer.echo(f"! {notice}")
     context.show([_row(entry) for entry in state.processes], as_json=False, empty="")
 
 

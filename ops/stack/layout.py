@@ -64,8 +64,8 @@ class Layout:
         """Return the file of one process's output."""
         return self.logs / f"{name}.log"
 
-    def create(self) -> None:
-        """Make the folder, readable by its owner only.
+    def refuse_strangers(self) -> None:
+        """Leave alone what is not a stack's.
 
         Raises:
             StackError: the folder holds something else.
@@ -73,6 +73,25 @@ class Layout:
         """
         if self.root.is_dir() and any(self.root.iterdir()) and not self._is_ours():
             raise StackError(f"{self.root} is not empty and not a gpuloop state folder")
+
+    def refuse_if_up(self) -> None:
+        """Leave a stack alone that is up.
+
+        Raises:
+            StackError: another supervisor owns the folder.
+
+        """
+        if self.owner() is not None:
+            raise self._already_up()
+
+    def create(self) -> None:
+        """Make the folder, readable by its owner only.
+
+        Raises:
+            StackError: the folder holds something else.
+
+        """
+        self.refuse_strangers()
         self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
         self.logs.mkdir(mode=0o700, exist_ok=True)
 
@@ -100,11 +119,7 @@ class Layout:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                owner = self.lock.read_text().strip() or "unknown"
-                raise StackError(
-                    f"a stack is already up in {self.root} (process {owner}); "
-                    "see `gpuloop status`, stop it with `gpuloop down`"
-                ) from None
+                raise self._already_up() from None
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
             try:
@@ -127,6 +142,13 @@ class Layout:
         finally:
             os.close(descriptor)
         return None
+
+    def _already_up(self) -> StackError:
+        owner = self.lock.read_text().strip() if self.lock.exists() else ""
+        return StackError(
+            f"a stack is already up in {self.root} (process {owner or 'unknown'}); "
+            "see `gpuloop status`, stop it with `gpuloop down`"
+        )
 
     def _is_ours(self) -> bool:
         return any((self.root / name).exists() for name in (MARK, "stack.lock", "keys", "logs"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from gpuloop.loop.shells.broker import Broker, BrokerError, Partition
-from gpuloop.ops.stack.tally import TOPICS, Tally
+from gpuloop.ops.stack.tally import FROM_THE_BEGINNING, TOPICS, Tally
 from gpuloop.schemas.catalogue import CATALOGUE
 from gpuloop.schemas.codec import BadInput, Record, decode
 
@@ -34,6 +34,8 @@ class Monitor:
         self._broker: Final = broker
         self._since: Final = dict(since)
         self._positions = {part: at for part, at in since.items() if part.topic in TOPICS}
+        whole = [part for part in self._positions if part.topic in FROM_THE_BEGINNING]
+        self._positions |= broker.beginnings(whole)
         self._stop: Final = threading.Event()
         self._moved: Final = threading.Condition(self.lock)
         self._thread: Final = threading.Thread(target=self._run, name="monitor", daemon=True)

@@ -4,6 +4,8 @@ Two figures are not observations: the simulated rewards re-run the twin on the s
 executed policy and under the rule alone. They are labelled so, and null on any other fleet.
 """
 
+from pathlib import Path
+
 import msgspec
 
 from gpuloop.loop.evaluate.audit import AuditError, verify_topic
@@ -12,7 +14,7 @@ from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.broker import BrokerError
 from gpuloop.ops.stack.rerun import Simulated
 from gpuloop.ops.stack.tally import Tally
-from gpuloop.schemas.units import USD_MICROS
+from gpuloop.schemas.units import HOUR_US, USD_MICROS, calendar_time
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +42,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     restarts: dict[str, int]
     seconds: float
     seconds_to_first_decision: float | None
+    seconds_to_ready: float | None = None
+    seconds_without_fresh_state: float = 0.0
+    decisions_held: int = 0
+    """Wishes that were held because what they rested on was not fresh."""
+    rewarded_from_us: int | None = None
+    rewarded_until_us: int | None = None
+    """Fleet time that the ledger has booked and credited."""
+    troubles: tuple[str, ...] = ()
+    """Processes that were given up or failed again and again."""
+    problem: str = ""
+    """Why the run did not do what it is for; empty if it did."""
 
 
 class Audited(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +89,8 @@ def build(
     restarts: dict[str, int],
     started_wall_us: int,
     ended_wall_us: int,
+    seconds_to_ready: float | None = None,
+    seconds_without_fresh_state: float = 0.0,
 ) -> Report:
     """Return the report of a run from what was counted."""
     first = tally.first_decision_ms
@@ -104,6 +119,11 @@ def build(
         seconds_to_first_decision=(
             None if first is None else round(first / 1e3 - started_wall_us / 1e6, 1)
         ),
+        seconds_to_ready=seconds_to_ready,
+        seconds_without_fresh_state=seconds_without_fresh_state,
+        decisions_held=tally.held_not_fresh,
+        rewarded_from_us=tally.rewarded_from_us,
+        rewarded_until_us=None if tally.rewarded_from_us is None else tally.rewarded_until_us,
     )
 
 
@@ -117,33 +137,86 @@ def with_simulation(report: Report, simulated: Simulated) -> Report:
     )
 
 
+def write_report(path: Path, built: Report) -> None:
+    """Write a report as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(built), indent=2) + b"\n")
+
+
 def lines(report: Report) -> list[str]:
     """Return the report for a person to read."""
     refused = ", ".join(f"{n} {reason}" for reason, n in report.commands_refused.items()) or "none"
     restarts = ", ".join(f"{name} {n}" for name, n in report.restarts.items()) or "none"
-    first = report.seconds_to_first_decision
-    text = [
-        f"workload            {report.trace}, seed {report.seed}",
-        f"run                 {report.seconds:.0f} s; first decision after "
-        + ("never" if first is None else f"{first:.1f} s"),
+    return [
+        f"workload            {report.trace or 'unknown'}, seed {report.seed}",
+        f"run                 {_run(report)}",
         f"events              {report.events:,}",
         f"decisions           {report.decisions:,}",
+        *_freshness(report),
         f"commands applied    {report.commands_applied:,}",
         f"commands refused    {refused}",
         f"proposals           {report.proposals:,}",
-        f"reward              {report.reward_total:+,.2f} USD",
-        *(f"  {name:<18} {amount:+,.2f} USD" for name, amount in report.rewards.items()),
-        f"policy              alpha {report.alpha:.2f}, published {report.policy_versions}",
+        *_money(report),
+        f"policy              alpha {report.alpha:.2f}, {report.policy_versions} published",
         f"causes named        {report.causes:,}",
         f"audit               {report.audit_records:,} records, "
         + ("verified" if report.audit_ok else f"NOT verified: {report.audit_problem}"),
         f"resident, peak      {report.resident_bytes / 2**30:.2f} GiB; restarts: {restarts}",
+        *(f"TROUBLE             {trouble}" for trouble in report.troubles),
+        *([f"PROBLEM             {report.problem}"] if report.problem else []),
     ]
-    if report.reward_simulated_policy is not None and report.reward_simulated_rule is not None:
-        text.insert(
-            -4,
-            f"simulation          {report.simulated_hours} h of the same draws again: "
-            f"{report.reward_simulated_policy:+,.2f} USD under the policy, "
-            f"{report.reward_simulated_rule:+,.2f} USD under the rule",
-        )
-    return text
+
+
+def _run(report: Report) -> str:
+    ready, first = report.seconds_to_ready, report.seconds_to_first_decision
+    return (
+        f"{report.seconds:.0f} s; ready after "
+        + ("never" if ready is None else f"{ready:.1f} s")
+        + ", first decision after "
+        + ("never" if first is None else f"{first:.1f} s")
+    )
+
+
+def _freshness(report: Report) -> list[str]:
+    blind = report.seconds_without_fresh_state
+    said = []
+    if blind > 0:
+        said.append(f"NO FRESH STATE      for {blind:.0f} s of the run")
+    if report.decisions_held:
+        held = f"{report.decisions_held:,} decisions wished for a change and held"
+        said.append(f"held, not fresh     {held}")
+    return said
+
+
+def _money(report: Report) -> list[str]:
+    """Return what the ledger booked live and what the re-runs earned, each with its span."""
+    span = "nothing was booked"
+    if report.rewarded_from_us is not None and report.rewarded_until_us is not None:
+        hours = (report.rewarded_until_us - report.rewarded_from_us) / HOUR_US
+        began, ended = (_minute(at) for at in (report.rewarded_from_us, report.rewarded_until_us))
+        span = f"{hours:.2f} h of fleet time, {began} to {ended}"
+    said = [
+        f"reward, live        {report.reward_total:+,.2f} USD: revenue less the costs below, as the"
+        " ledger booked them",
+        f"                    for all pools over {span}",
+        *(f"  {name:<18}  {amount:+,.2f} USD" for name, amount in report.rewards.items()),
+    ]
+    policy, rule = report.reward_simulated_policy, report.reward_simulated_rule
+    if policy is None or rule is None:
+        return said
+    said.append(
+        f"reward, simulated   {rule:+,.2f} USD under the rule alone, {policy:+,.2f} USD under the"
+        " policy: the twin run"
+    )
+    said.append(
+        f"                    again on the same draws over the first {report.simulated_hours} h"
+        " of that time"
+    )
+    if report.alpha == 0.0:
+        said.append("                    alpha 0: policy and rule are the same, so it was run once")
+    return said
+
+
+def _minute(time_us: int) -> str:
+    time = calendar_time(time_us)
+    return f"{time_us} us" if time is None else f"{time:%Y-%m-%d %H:%M}"

@@ -4,9 +4,12 @@ What comes out is simulation and is labelled so. The windows compared are those 
 was rewarded for, at most the first twelve hours of them, because a person waits for the answer.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
+from multiprocessing.sharedctypes import SynchronizedArray
 from typing import Final
 
 import msgspec
@@ -14,12 +17,15 @@ import msgspec
 from gpuloop.loop.learn.registry import load_weights, published
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.broker import Broker
+from gpuloop.ops.stack.errors import StackError
 from gpuloop.ops.stack.tally import Tally
 from gpuloop.schemas.messages import PolicyVersion
 from gpuloop.schemas.units import HOUR_US
 
 MAX_SPAN_US: Final = 12 * HOUR_US
 MAX_LEAD_US: Final = 24 * HOUR_US
+PART_US: Final = HOUR_US // 4
+LOOK_SECONDS: Final = 1.0
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,18 +81,53 @@ def _executed(tally: Tally, broker: Broker) -> Policy | None:
     return None
 
 
-def simulate(rerun: Rerun) -> Simulated:
-    """Run the twin again, in processes of their own, and return what both runs earned."""
+def simulate(rerun: Rerun, progress: Callable[[float], None] = lambda share: None) -> Simulated:
+    """Run the twin again, in processes of their own, and return what both runs earned.
+
+    `progress` hears about once a second what share is done. An interrupt ends the processes too.
+
+    Raises:
+        StackError: a process ended on the way.
+
+    """
     runs: Sequence[Rerun] = [msgspec.structs.replace(rerun, policy=None)]
     if rerun.policy is not None:
         runs = [*runs, rerun]
-    with ProcessPoolExecutor(len(runs), mp_context=get_context("spawn")) as pool:
-        earned = list(pool.map(_earn, runs))
+    context = get_context("spawn")
+    shares = context.Array("d", len(runs))
+    with ProcessPoolExecutor(
+        len(runs), mp_context=context, initializer=_adopt, initargs=(shares,)
+    ) as pool:
+        try:
+            waiting = [pool.submit(_earn, one, place) for place, one in enumerate(runs)]
+            while wait(waiting, LOOK_SECONDS).not_done:
+                progress(sum(shares[:]) / len(runs))
+            earned = [done.result() for done in waiting]
+        except BrokenProcessPool:
+            raise StackError("a process of the simulation ended on its own") from None
+        except BaseException:
+            for child in active_children():
+                child.terminate()
+            raise
     hours = (rerun.until_us - rerun.from_us) / HOUR_US
     return Simulated(rule=round(earned[0], 4), policy=round(earned[-1], 4), hours=round(hours, 2))
 
 
-def _earn(rerun: Rerun) -> float:
+_shares: list["SynchronizedArray[float]"] = []
+"""Where this process says how far its run is; empty in the process that waits for it."""
+
+
+def _adopt(shares: "SynchronizedArray[float]") -> None:
+    _shares[:] = [shares]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Whoever waits ends us.
+
+
+def _tell(place: int, share: float) -> None:
+    for shares in _shares:
+        shares[place] = share
+
+
+def _earn(rerun: Rerun, place: int) -> float:
     from gpuloop.loop.learn.simulate import FleetSimulation, Offsets, offsets_of, rule_alone
     from gpuloop.loop.services.twin import twin_config
     from gpuloop.reasoning.actor import Actor
@@ -105,5 +146,13 @@ def _earn(rerun: Rerun) -> float:
         workload=settings.workload or "auto",
         offsets=offsets,
     )
-    before = fleet.run(rerun.from_us).usd
-    return fleet.run(rerun.until_us).usd - before
+
+    def run(until_us: int) -> float:
+        span = rerun.until_us - fleet.start_us
+        for at_us in range(fleet.simulation.now_us + PART_US, until_us, PART_US):
+            fleet.run(at_us)
+            _tell(place, (at_us - fleet.start_us) / span)
+        return fleet.run(until_us).usd
+
+    before = run(rerun.from_us)
+    return run(rerun.until_us) - before

@@ -7,105 +7,60 @@ the report counts everything and the audit is complete.
 
 import logging
 import os
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
-from types import FrameType
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from gpuloop.loop.evaluate.auditor import sources
 from gpuloop.loop.shells.broker import BrokerError
 from gpuloop.loop.shells.clock import wall_us
-from gpuloop.ops.stack import kafka_jars, local, postgres, process, report, world
+from gpuloop.ops.stack import (
+    kafka_jars,
+    local,
+    notices,
+    postgres,
+    preflight,
+    process,
+    report,
+    world,
+)
 from gpuloop.ops.stack.errors import StackError
 from gpuloop.ops.stack.layout import Layout
 from gpuloop.ops.stack.local import LocalStack, Options
+from gpuloop.ops.stack.moment import Moment, StopRequest, View
 from gpuloop.ops.stack.monitor import Monitor
 from gpuloop.ops.stack.rerun import Rerun, plan, simulate
 from gpuloop.ops.stack.state import StackPhase, StackState, read, write
 from gpuloop.ops.stack.supervisor import Supervisor
+from gpuloop.ops.stack.tally import Tally
 from gpuloop.ops.stack.unit import Phase
 
 STEP_SECONDS: Final = 0.1
 STATE_SECONDS: Final = 1.0
 CATCH_UP_SECONDS: Final = 15.0
 LEFTOVER_SECONDS: Final = 5.0
+READY_SECONDS: Final = 600.0
+"""How long a run of limited length waits for its stack; longer is not slow, it is broken."""
+
 INDISPENSABLE: Final = ("kafka", "topics")
+AGAIN: Final = "running the twin again under {}, for the report (Ctrl-C skips this)"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
-    """The run as it is now, for whoever shows it. Read the tally under the monitor's lock."""
-
-    phase: StackPhase
-    supervisor: Supervisor
-    monitor: Monitor | None
-    elapsed_seconds: float
-    stack: LocalStack
-
-
-class View(Protocol):
-    """Shows a run to a person."""
-
-    def say(self, line: str) -> None:
-        """Show one line for good."""
-        ...
-
-    def refresh(self, moment: Moment) -> None:
-        """Show the run as it is now; called about ten times a second."""
-        ...
-
-
-class StopRequest:
-    """A person's or the system's wish that the run stop; the second one interrupts it."""
-
-    def __init__(self) -> None:
-        self._event: Final = threading.Event()
-        self.hasty = False
-        """Whether somebody waits for the end, as `gpuloop down` does."""
-
-    def wait(self, seconds: float) -> bool:
-        """Wait; return whether the wish has come."""
-        return self._event.wait(seconds)
-
-    def set(self) -> None:
-        """Ask the run to stop."""
-        self._event.set()
-
-    @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into the wish until the end of the block."""
-
-        def ask(number: int, _frame: FrameType | None) -> None:
-            if self._event.is_set():
-                raise KeyboardInterrupt
-            self.hasty = number == signal.SIGTERM
-            self._event.set()
-
-        before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a run ended; `report` is None when it never got as far as its topics."""
+    """How a run ended; `problem` says why it did not do what it is for, and is empty if it did."""
 
     report: report.Report | None
     rerun: Rerun | None
     failed: tuple[str, ...]
     killed: tuple[str, ...]
+    problem: str = ""
 
 
 def run(
@@ -117,12 +72,13 @@ def run(
     seconds: float | None = None,
     with_report: bool = True,
 ) -> Ended:
-    """Run the stack until `stop`, or for `seconds`, and take it down again.
+    """Run the stack until `stop`, or for `seconds` from when it is ready, and take it down again.
 
     Raises:
-        StackError: it is already up, cannot be started, or lost what it cannot do without.
+        StackError: it is already up, or cannot be started.
 
     """
+    options = replace(options, settings=preflight.check(options, fresh=fresh))
     layout = Layout(options.root)
     layout.create()
     with layout.locked():
@@ -131,15 +87,16 @@ def run(
         if fresh:
             postgres.wipe(layout.root)
             layout.wipe()
-        if "twin" in {service.name for service in local.chosen(options)}:
-            options = replace(options, settings=world.resume(layout.world, options.settings))
         classpath: tuple[Path, ...] = ()
         if not options.existing_cluster:
             classpath = kafka_jars.fetch(
                 kafka_jars.cache_folder(),
                 lambda done, total: kafka_jars.show(view.say, done=done, total=total),
             )
-        current = _Run(layout, local.assemble(options, classpath), view, stop)
+        stack = local.assemble(options, classpath)
+        if stack.simulated:
+            world.remember(layout.world, options.settings)
+        current = _Run(layout, stack, view, stop)
         with stop.on_signals():
             ended = current.through(seconds, with_report=with_report)
     return _simulated(ended, view)
@@ -149,12 +106,16 @@ def _simulated(ended: Ended, view: View) -> Ended:
     """Return the end of the run with its re-runs, unless there are none or a person won't wait."""
     if ended.report is None or ended.rerun is None:
         return ended
-    view.say("running the twin again under policy and rule, for the report (Ctrl-C skips this)")
+    view.say(AGAIN.format("the rule" if ended.rerun.policy is None else "policy and rule"))
     try:
-        found = report.with_simulation(ended.report, simulate(ended.rerun))
+        found = simulate(ended.rerun, lambda share: view.progress("simulating", share))
     except KeyboardInterrupt:
+        view.say("skipped: the report has no simulated figures")
         return ended
-    return replace(ended, report=found)
+    except StackError as error:
+        view.say(f"{error}: the report has no simulated figures")
+        return ended
+    return replace(ended, report=report.with_simulation(ended.report, found))
 
 
 def end_leftovers(layout: Layout) -> list[str]:
@@ -180,19 +141,29 @@ class _Run:
         self._monitor: Monitor | None = None
         self._started_wall_us: Final = wall_us()
         self._started: Final = monotonic()
+        self._ready: float | None = None
+        self._ready_wall_us = 0
         self._phase: StackPhase = "starting"
+        self._notices: tuple[str, ...] = ()
+        self._stale_seconds = 0.0
+        self._looked = self._started
         self._state_due = 0.0
         self._trace = ""
         self._rerun: Rerun | None = None
 
     def through(self, seconds: float | None, *, with_report: bool) -> Ended:
+        problem = ""
+        log.info("the stack starts", extra={"units": [unit.name for unit in self._stack.units]})
         try:
-            self._until_asked(seconds)
-            self._phase = "stopping"
-            self._show(self._started)
+            try:
+                self._until_asked(seconds)
+            except StackError as error:
+                problem = str(error)
+            self._say_stopping()
+            troubles = tuple(notices.of_units(self._supervisor.units.values()))
+            failed = tuple(watched.unit.name for watched in self._supervisor.failed())
             built = self._finish(with_report=with_report)
             self._forget_monitor()
-            failed = tuple(watched.unit.name for watched in self._supervisor.failed())
             killed = self._supervisor.stop()
         except BaseException:
             self._supervisor.kill()
@@ -202,7 +173,30 @@ class _Run:
             self._forget_monitor()
             self._stack.broker.close()
             self._save()
-        return Ended(report=built, rerun=self._rerun, failed=failed, killed=tuple(killed))
+            log.info("the stack has stopped")
+        problem = problem or self._problem(built)
+        if built is not None:
+            built = msgspec.structs.replace(built, problem=problem, troubles=troubles)
+        return Ended(
+            report=built, rerun=self._rerun, failed=failed, killed=tuple(killed), problem=problem
+        )
+
+    def _problem(self, built: report.Report | None) -> str:
+        """Return why the run did not do what it is for, if it did not."""
+        if self._ready is None:
+            return "the stack was not ready when the run ended"
+        if built is not None and "decider" in self._stack.services and built.decisions == 0:
+            return "nothing was decided"
+        return ""
+
+    def _say_stopping(self) -> None:
+        self._phase = "stopping"
+        self._save()
+        self._view.say(
+            "stopping: the services, then the audit, then Kafka (Ctrl-C again kills everything)"
+        )
+        log.info("the stack is asked to stop")
+        self._show(monotonic())
 
     def _until_asked(self, seconds: float | None) -> None:
         units = self._supervisor.units
@@ -214,17 +208,43 @@ class _Run:
             if self._monitor is None and units["topics"].phase is Phase.READY:
                 self._monitor = Monitor(self._stack.broker, self._stack.baseline)
             if self._phase == "starting" and self._settled():
-                self._phase = "running"
+                self._phase, self._ready, self._ready_wall_us = "running", now, wall_us()
                 self._state_due = now
+                log.info("the stack is ready", extra={"seconds": round(now - self._started, 1)})
+            self._look(now)
             self._show(now)
             for name in INDISPENSABLE:
                 if units[name].phase is Phase.FAILED:
                     raise StackError(f"{name}: {units[name].detail}")
-            if seconds is not None and now - self._started >= seconds:
+            if seconds is not None and self._is_over(now, seconds):
                 return
+
+    def _is_over(self, now: float, seconds: float) -> bool:
+        if self._ready is not None:
+            return now - self._ready >= seconds
+        return now - self._started >= READY_SECONDS
 
     def _settled(self) -> bool:
         return all(w.phase in (Phase.READY, Phase.FAILED) for w in self._supervisor.units.values())
+
+    def _look(self, now: float) -> None:
+        """Note what a person must know, and for how long there was no fresh state."""
+        said = notices.of_units(self._supervisor.units.values())
+        if self._ready is not None and self._monitor is not None:
+            fleet = "observe" in self._stack.services
+            with self._monitor.lock:
+                said += notices.of_people(self._monitor.tally)
+                stale = fleet and notices.of_state(
+                    self._monitor.tally,
+                    now_us=wall_us(),
+                    ready_us=self._ready_wall_us,
+                    speed=self._stack.settings.speed,
+                )
+            if stale:
+                said.insert(0, stale)
+                self._stale_seconds += now - self._looked
+        self._looked = now
+        self._notices = tuple(said)
 
     def _show(self, now: float) -> None:
         self._view.refresh(
@@ -233,7 +253,9 @@ class _Run:
                 supervisor=self._supervisor,
                 monitor=self._monitor,
                 elapsed_seconds=now - self._started,
+                phase_seconds=now - (self._started if self._ready is None else self._ready),
                 stack=self._stack,
+                notices=self._notices,
             )
         )
         if now >= self._state_due:
@@ -246,9 +268,7 @@ class _Run:
         ended_wall_us = wall_us()
         for name in self._supervisor.stop(services):
             self._view.say(f"{name} did not stop in time and was killed")
-        if self._monitor is None:
-            return None
-        if "auditor" in self._stack.services:
+        if self._monitor is not None and "auditor" in self._stack.services:
             self._await_auditor()
             self._supervisor.stop(["auditor"])
         return self._report(ended_wall_us) if with_report else None
@@ -269,39 +289,50 @@ class _Run:
                 return
             if all(found.positions.get(str(part), 0) >= end for part, end in ends.items()):
                 return
-            self._stop_pause()
+            threading.Event().wait(STEP_SECONDS)
         self._view.say("the auditor did not catch up in time")
 
     def _forget_monitor(self) -> None:
         if self._monitor is not None:
             self._monitor.close()
 
-    def _stop_pause(self) -> None:
-        threading.Event().wait(STEP_SECONDS)
-
     def _report(self, ended_wall_us: int) -> report.Report:
-        assert self._monitor is not None
-        if not self._monitor.catch_up(CATCH_UP_SECONDS):
-            self._view.say("not everything written could be counted in time")
-        settings = self._stack.settings
-        with self._monitor.lock:
-            if self._stack.simulated and not self._stop.hasty:
-                self._rerun = plan(settings, self._monitor.tally, self._stack.broker)
-            return report.build(
-                self._monitor.tally,
-                trace=self._trace,
-                seed=settings.seed,
-                events=self._monitor.events(),
-                audited=report.verify_audit(settings),
-                resident_bytes=self._supervisor.resident_peak_bytes,
-                restarts={
-                    name: watched.restarts
-                    for name, watched in self._supervisor.units.items()
-                    if watched.restarts
-                },
-                started_wall_us=self._started_wall_us,
-                ended_wall_us=ended_wall_us,
-            )
+        monitor = self._monitor
+        if monitor is None:
+            nothing = report.Audited(records=0, ok=False, problem="there is no topic to verify")
+            return self._built(Tally(), 0, nothing, ended_wall_us)
+        audited = report.verify_audit(self._stack.settings)
+        try:
+            if not monitor.catch_up(CATCH_UP_SECONDS):
+                self._view.say("not everything written could be counted in time")
+            events = monitor.events()
+            with monitor.lock:
+                if self._stack.simulated and not self._stop.hasty:
+                    self._rerun = plan(self._stack.settings, monitor.tally, self._stack.broker)
+        except BrokerError as error:
+            self._view.say(f"not everything written could be counted: {error}")
+            events = 0
+        with monitor.lock:
+            return self._built(monitor.tally, events, audited, ended_wall_us)
+
+    def _built(
+        self, tally: Tally, events: int, audited: report.Audited, ended_wall_us: int
+    ) -> report.Report:
+        units = self._supervisor.units
+        ready_us = self._ready_wall_us - self._started_wall_us
+        return report.build(
+            tally,
+            trace=self._trace,
+            seed=self._stack.settings.seed,
+            events=events,
+            audited=audited,
+            resident_bytes=self._supervisor.resident_peak_bytes,
+            restarts={name: unit.restarts for name, unit in units.items() if unit.restarts},
+            started_wall_us=self._started_wall_us,
+            ended_wall_us=ended_wall_us,
+            seconds_to_ready=None if self._ready is None else round(ready_us / 1e6, 1),
+            seconds_without_fresh_state=round(self._stale_seconds, 1),
+        )
 
     def _save(self) -> None:
         supervisor = self._supervisor
@@ -316,11 +347,6 @@ class _Run:
                 resident_bytes=supervisor.resident_bytes,
                 resident_peak_bytes=supervisor.resident_peak_bytes,
                 processes=supervisor.states(),
+                notices=self._notices if self._phase in ("starting", "running") else (),
             ),
         )
-
-
-def write_report(path: Path, built: report.Report) -> None:
-    """Write a report as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(built), indent=2) + b"\n")

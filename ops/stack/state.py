@@ -39,6 +39,8 @@ class StackState(msgspec.Struct, frozen=True, kw_only=True):
     resident_bytes: int
     resident_peak_bytes: int
     processes: tuple[ProcessState, ...]
+    notices: tuple[str, ...] = ()
+    """What a person must know now: no fresh state, a kill switch, what fails again and again."""
 
 
 def write(path: Path, state: StackState) -> None:

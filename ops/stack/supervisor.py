@@ -5,6 +5,7 @@ Everything happens in `step`, called from the main thread, because the kernel ti
 thread that started it; probes and preparations run in a few worker threads.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,11 @@ from gpuloop.ops.stack.unit import Phase, Unit, Watched
 WORKERS: Final = 6
 CHORES_SECONDS: Final = 1.0
 REAP_SECONDS: Final = 2.0
+SUPERVISOR: Final = "supervisor"
+_SILENT: Final = frozenset({Phase.WAITING, Phase.PREPARING})
+_BAD: Final = frozenset({Phase.BACKOFF, Phase.FAILED, Phase.UNREADY})
+
+log: Final = logging.getLogger(__name__)
 
 
 class Supervisor:
@@ -35,6 +41,7 @@ class Supervisor:
         # A unit that was left out is somebody else's to provide.
         self._needs: Final = {u.name: tuple(n for n in u.needs if n in names) for u in units}
         self._logs: Final = logs
+        self._told: Final[dict[str, Phase]] = {}
         self._chores_due = 0.0
         self.resident_bytes = 0
         self.resident_peak_bytes = 0
@@ -47,11 +54,12 @@ class Supervisor:
                 if self.units[need].phase is Phase.FAILED:
                     watched.cannot_start(f"needs {need}, which was given up")
             watched.step(now, needs_ready=self._needs_ready(name))
+            self._tell(watched)
         if now >= self._chores_due:
             self._chores_due = now + CHORES_SECONDS
             self.resident_bytes = process.resident_bytes(os.getpid())
             self.resident_peak_bytes = max(self.resident_peak_bytes, self.resident_bytes)
-            for name in self.units:
+            for name in (*self.units, SUPERVISOR):
                 process.bound_log(self._logs / f"{name}.log")
 
     def all_ready(self) -> bool:
@@ -87,20 +95,38 @@ class Supervisor:
             watched.stopped()
         self._workers.shutdown(wait=False, cancel_futures=True)
 
+    def _tell(self, watched: Watched) -> None:
+        """Log what a unit has become, once."""
+        name, phase = watched.unit.name, watched.phase
+        if phase in _SILENT or self._told.get(name) is phase:
+            return
+        self._told[name] = phase
+        pid = watched.child.pid if watched.child is not None else None
+        log.log(
+            logging.WARNING if phase in _BAD else logging.INFO,
+            "%s: %s",
+            name,
+            phase,
+            extra={"detail": watched.detail, "child": pid, "restarts": watched.restarts},
+        )
+
     def _stop_together(self, layer: list[Watched]) -> list[str]:
         running = [(watched, watched.child) for watched in layer if watched.child is not None]
-        for _, child in running:
+        for watched, child in running:
+            log.info("%s: asked to stop", watched.unit.name, extra={"child": child.pid})
             child.ask_to_stop()
         began = monotonic()
         killed = []
         for watched, child in running:
             left = child.program.stop_seconds - (monotonic() - began)
             if not child.reap(max(left, 0.0)):
+                log.warning("%s: killed, it did not stop in time", watched.unit.name)
                 killed.append(watched.unit.name)
                 child.kill_group()
                 child.reap(REAP_SECONDS)
         for watched in layer:
             watched.stopped()
+            self._tell(watched)
         return killed
 
     def _needs_ready(self, name: str) -> bool:

@@ -5,11 +5,12 @@ The live view and the report show the same tally, so neither can say what the to
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from gpuloop.schemas.messages import (
     Cause,
     Command,
+    Control,
     Decision,
     Message,
     Outcome,
@@ -18,6 +19,8 @@ from gpuloop.schemas.messages import (
     Proposal,
     Reward,
 )
+from gpuloop.schemas.messages.control import Freeze, Kill
+from gpuloop.schemas.policy import CONTROL_TICK_US
 
 SHOWN: Final = 12
 TOPICS: Final = (
@@ -33,11 +36,25 @@ TOPICS: Final = (
     "rewards",
     "insight.causes",
     "policies",
+    "controls",
 )
+FROM_THE_BEGINNING: Final = ("controls",)
+"""What was said before the run holds in it."""
+
+FRESH_US: Final = 3 * CONTROL_TICK_US
+"""How far a state may lie behind the newest decision and still be called fresh."""
+
 _REFUSED: Final = frozenset({"rejected", "expired", "failed"})
 
 
-def _recent() -> deque[Message]:
+class Happening(NamedTuple):
+    """A message and when it was written, in wall milliseconds."""
+
+    message: Message
+    timestamp_ms: int
+
+
+def _recent() -> deque[Happening]:
     return deque(maxlen=SHOWN)
 
 
@@ -46,6 +63,8 @@ class Tally:
     """Counts since the start of the run, and the newest of what a person wants to see."""
 
     decisions: int = 0
+    held_not_fresh: int = 0
+    """Decisions that wished for a change and held because what they saw was not fresh."""
     commands: int = 0
     proposals: int = 0
     applied: int = 0
@@ -60,7 +79,15 @@ class Tally:
     first_decision_ms: int | None = None
     pools: dict[str, PoolState] = field(default_factory=dict)
     latest: dict[str, Decision] = field(default_factory=dict)
-    happened: deque[Message] = field(default_factory=_recent)
+    fleet_us: int = 0
+    """The newest tick that was heard of."""
+    fresh_wall_us: int = 0
+    """When a state arrived that was not behind the decisions."""
+    killed_by: str = ""
+    """Who engaged the kill switch; empty while nobody has."""
+    frozen: dict[str, int] = field(default_factory=dict)
+    """Targets that people hold as they are, and until which fleet time."""
+    happened: deque[Happening] = field(default_factory=_recent)
     """The newest commands, outcomes, causes and policies, oldest first."""
     happenings: int = 0
     """How many there have been in all."""
@@ -69,28 +96,44 @@ class Tally:
         """Count one message."""
         match message:
             case PoolState():
-                self.pools[message.pool] = message
+                self._state(message, timestamp_ms)
             case Decision():
-                self.decisions += 1
-                self.latest[message.pool] = message
-                self.alpha[message.pool] = message.alpha
-                if self.first_decision_ms is None:
-                    self.first_decision_ms = timestamp_ms
+                self._decision(message, timestamp_ms)
             case Proposal():
                 self.proposals += 1
             case Command():
                 self.commands += 1
-                self._happen(message)
+                self._happen(message, timestamp_ms)
             case Outcome():
-                self._outcome(message)
+                self._outcome(message, timestamp_ms)
             case Reward():
                 self._reward(message)
             case Cause():
                 self.causes += 1
-                self._happen(message)
+                self._happen(message, timestamp_ms)
             case PolicyVersion():
                 self.policies.add(message.policy_id)
-                self._happen(message)
+                self._happen(message, timestamp_ms)
+            case Control(body=Kill(engaged=engaged)):
+                self.killed_by = message.by if engaged else ""
+            case Control(body=Freeze(target=target, until_us=until_us)):
+                self.frozen[target] = until_us
+
+    def _state(self, state: PoolState, timestamp_ms: int) -> None:
+        self.pools[state.pool] = state
+        if state.tick_us >= self.fleet_us - FRESH_US:
+            self.fresh_wall_us = max(self.fresh_wall_us, timestamp_ms * 1000)
+        self.fleet_us = max(self.fleet_us, state.tick_us)
+
+    def _decision(self, decision: Decision, timestamp_ms: int) -> None:
+        self.decisions += 1
+        self.latest[decision.pool] = decision
+        self.alpha[decision.pool] = decision.alpha
+        self.fleet_us = max(self.fleet_us, decision.tick_us)
+        if any(adjustment.stage == "freshness" for adjustment in decision.adjustments):
+            self.held_not_fresh += 1
+        if self.first_decision_ms is None:
+            self.first_decision_ms = timestamp_ms
 
     def _reward(self, reward: Reward) -> None:
         self.rewards_usd_micros.update(reward.components)
@@ -101,15 +144,15 @@ class Tally:
         )
         self.rewarded_until_us = max(self.rewarded_until_us, reward.end_us)
 
-    def _outcome(self, outcome: Outcome) -> None:
+    def _outcome(self, outcome: Outcome, timestamp_ms: int) -> None:
         if outcome.status == "applied":
             self.applied += 1
         elif outcome.status in _REFUSED:
             self.refused[outcome.reason] += 1
         else:
             return
-        self._happen(outcome)
+        self._happen(outcome, timestamp_ms)
 
-    def _happen(self, message: Message) -> None:
-        self.happened.append(message)
+    def _happen(self, message: Message, timestamp_ms: int) -> None:
+        self.happened.append(Happening(message, timestamp_ms))
         self.happenings += 1

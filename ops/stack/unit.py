@@ -23,6 +23,9 @@ MAX_FAILURES_BEFORE_READY: Final = 6
 """What has never been ready fails for a reason that does not pass."""
 
 STEADY_SECONDS: Final = 60.0
+AGAIN: Final = 2
+"""Ends without a steady minute between them, from which on it is said: it fails again and again."""
+
 MIN_UNANSWERED: Final = 10
 """A supervisor that was itself kept from running has asked few times, however late it is."""
 
@@ -112,6 +115,14 @@ class Watched:
                 self._watch(now)
             case Phase.BACKOFF if now >= self._next:
                 self._start(now)
+
+    def trouble(self) -> str:
+        """Return what a person must know of the unit: given up, or failing again and again."""
+        if self.phase is Phase.FAILED:
+            return f"{self.unit.name} was given up: {self.detail}"
+        if self._failures >= AGAIN:
+            return f"{self.unit.name} fails again and again: {self.last_failure}"
+        return ""
 
     def cannot_start(self, why: str) -> None:
         """Give the unit up if it still waits; one that runs goes on without what it needed."""

@@ -1,5 +1,6 @@
 """The supervisor starts what is due, restarts what crashes, and leaves nothing behind."""
 
+import logging
 import os
 import signal
 import socket
@@ -113,10 +114,33 @@ def test_crashed_process_is_restarted_and_counted(supervise: Supervise) -> None:
     assert watched.restarts == 1
 
 
+def test_log_of_the_supervisor_tells_starts_readiness_restarts_and_stops(
+    supervise: Supervise, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gpuloop.ops")
+    supervisor = supervise(process_unit("service"))
+    watched = supervisor.units["service"]
+    until(supervisor.all_ready, supervisor.step)
+    assert watched.child is not None
+    os.kill(watched.child.pid, signal.SIGKILL)
+    until(lambda: watched.restarts == 1, supervisor.step)
+    until(supervisor.all_ready, supervisor.step)
+    supervisor.stop()
+    assert [record.getMessage() for record in caplog.records] == [
+        "service: starting",
+        "service: ready",
+        "service: restarting",
+        "service: starting",
+        "service: ready",
+        "service: asked to stop",
+        "service: stopped",
+    ]
+
+
 def test_restarts_back_off_exponentially_and_end(tmp_path: Path) -> None:
     """Time is an argument of `step`, so the waits can be read off without waiting."""
     unit = process_unit("service", "raise SystemExit(3)")
-    waits = []
+    waits, troubles = [], []
     with ThreadPoolExecutor(1) as workers:
         watched = Watched(unit, log=tmp_path / "log", workers=workers)
         now = 0.0
@@ -132,7 +156,11 @@ def test_restarts_back_off_exponentially_and_end(tmp_path: Path) -> None:
                 watched.step(now + waited, needs_ready=True)
             now += waited
             waits.append(waited)
+            troubles.append(watched.trouble())
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 0.0]
+    assert troubles[0] == ""
+    assert set(troubles[1:-1]) == {"service fails again and again: ended with status 3"}
+    assert troubles[-1].startswith("service was given up: ended with status 3")
     assert watched.restarts == MAX_FAILURES_BEFORE_READY - 1
     assert "given up after 6 starts in a row" in watched.detail
 

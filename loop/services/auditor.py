@@ -63,7 +63,7 @@ def run(
         "chains continue",
         extra={"checkpoint": last.number if last else None, "public_key": public_hex(key)},
     )
-    consumer = broker.consumer(positions, group=NAME)
+    consumer = broker.consumer(positions, group=f"gpuloop-{NAME}")
     try:
         while not stop.is_set():
             records = consumer.poll(max_records=BATCH_RECORDS, timeout_s=POLL_S)

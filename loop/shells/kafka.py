@@ -132,8 +132,11 @@ class KafkaBroker:
                         raise BrokerError("the producer's queue stayed full") from None
                 except ck.KafkaException as error:
                     raise BrokerError(f"{record.topic}: {error.args[0].str()}") from None
-        while None in placed and not failed and monotonic_us() < deadline:
-            producer.poll(0.1)
+        try:
+            while None in placed and not failed and monotonic_us() < deadline:
+                producer.poll(0.1)
+        except ck.KafkaException as error:
+            raise BrokerError(error.args[0].str()) from None  # Nothing can be written any more.
         if failed:
             raise BrokerError(f"{len(failed)} of {len(records)} writes failed: {failed[0]}")
         done = [place for place in placed if place is not None]
@@ -309,9 +312,16 @@ def _bytes(value: str | bytes | None) -> bytes | None:
 
 
 def properties(path: Path | None) -> dict[str, str]:
-    """Return the librdkafka properties in a file: `key=value` lines, `#` starts a comment."""
+    """Return the librdkafka properties in a file: `key=value` lines, `#` starts a comment.
+
+    A relative `*.location` is meant from the file's own folder, so that both can be moved.
+    """
     if path is None:
         return {}
     lines = [line.strip() for line in path.read_text().splitlines()]
     pairs = [line.split("=", 1) for line in lines if "=" in line and not line.startswith("#")]
-    return {pair[0].strip(): pair[1].strip() for pair in pairs}
+    found = {pair[0].strip(): pair[1].strip() for pair in pairs}
+    places = {
+        name: str(path.parent / at) for name, at in found.items() if name.endswith(".location")
+    }
+    return found | places

@@ -10,6 +10,7 @@ import typer
 from gpuloop.loop.settings import SettingsError
 from gpuloop.loop.shells.broker import BrokerError
 from gpuloop.ops.cli import (
+    access,
     audit,
     control,
     learning,
@@ -41,6 +42,7 @@ app.command(rich_help_panel=RUN)(stack.down)
 app.command(rich_help_panel=RUN)(stack.status)
 app.command(rich_help_panel=RUN)(stack.logs)
 app.add_typer(topics.app, name="topics", rich_help_panel=RUN)
+app.add_typer(access.app, name="access", rich_help_panel=RUN)
 app.add_typer(schemas.app, name="schemas", rich_help_panel=RUN)
 app.add_typer(traces.app, name="traces", rich_help_panel=RUN)
 app.command(rich_help_panel=WATCH)(tail.tail)

@@ -16,6 +16,9 @@ Array = NDArray[np.float32]
 
 WINDOW_MINUTES: Final = 120
 NEVER: Final = -1
+MOST: Final = 65_504.0
+"""The largest number that a cell can hold."""
+
 MAD_TO_SIGMA: Final = 1.4826
 
 
@@ -36,8 +39,13 @@ class Ring(State):
         blank = np.full((WINDOW_MINUTES, width), np.nan, dtype="<f2")
         return cls(values=bytearray(blank.tobytes()))
 
-    def put(self, first: int, last: int, row: Array) -> None:
-        """Set minutes `first` to `last` to one row; what is older than the window is dropped."""
+    def put(self, first: int, last: int, row: NDArray[np.floating]) -> None:
+        """Set minutes `first` to `last` to one row; what is older than the window is dropped.
+
+        A number that a cell cannot hold is as good as none: no sensor means it, and an infinite
+        one would spread to all that is computed from the series.
+        """
+        held = np.where(np.abs(row) <= MOST, row, np.nan)
         cells = self._cells(len(row))
         if last > self.newest:
             gap = min(last - self.newest, WINDOW_MINUTES)
@@ -45,7 +53,7 @@ class Ring(State):
             self.newest = last
         first = max(first, self.newest - WINDOW_MINUTES + 1)
         if first <= last:
-            cells[np.arange(first, last + 1) % WINDOW_MINUTES] = row
+            cells[np.arange(first, last + 1) % WINDOW_MINUTES] = held
 
     def until(self, minute: int, width: int) -> Array:
         """Return the window that ends with `minute`, oldest first, shape (window, width)."""

@@ -76,7 +76,7 @@ def track_node(tracks: dict[str, NodeTrack], node: NodeState) -> None:
         tracks[node.node] = track
     minute = minute_of(node.event_time_us)
     track.pool, track.rack, track.gpus = node.pool, node.rack, node.gpus
-    row = np.full(len(METRICS), np.nan, dtype=np.float32)
+    row = np.full(len(METRICS), np.nan)
     for index, metric in enumerate(METRICS):
         feature = node.features.get(metric)
         if feature is not None and feature.value is not None:
@@ -116,11 +116,14 @@ def track_job(jobs: dict[str, JobTrack], nodes: dict[str, NodeTrack], job: JobSt
 
 
 def _pace(track: JobTrack, job: JobState) -> None:
-    """Write the pace since the last report; a count that fell starts a new stretch."""
+    """Write the pace since the last report; a count that fell starts a new stretch.
+
+    A job without a GPU, which nobody should report, has none.
+    """
     elapsed = job.event_time_us - track.base_us
     if track.base_us and elapsed < MIN_INTERVAL_US:
         return
-    if track.base_us and job.gpu_us_done >= track.base_done:
+    if track.base_us and job.gpus and job.gpu_us_done >= track.base_done:
         pace = (job.gpu_us_done - track.base_done) / (elapsed * job.gpus)
         row = np.array([pace], dtype=np.float32)
         track.ring.put(minute_of(track.base_us) + 1, minute_of(job.event_time_us), row)

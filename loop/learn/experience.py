@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.messages import Decision, Reward
 from gpuloop.schemas.policy import CONTROL_TICK_US, DIMENSIONS, FEATURE_NAMES, FEATURE_VERSION
 from gpuloop.schemas.units import USD_MICROS
@@ -27,6 +28,9 @@ It belongs to the learner and is never booked: without it an actor drifts to the
 where the envelope makes all actions alike and the critic has nothing to tell them apart by."""
 
 MAX_PENDING: Final = 4096
+
+MOST: Final = 1e9
+"""The largest number in a transition: far beyond any ratio, count or price, far below float32's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +78,17 @@ class ExperienceJoin:
     skipped: int = 0
 
     def decision(self, decision: Decision) -> list[Made]:
-        """Take in a decision and return the transitions that it completes."""
+        """Take in a decision and return the transitions that it completes.
+
+        Raises:
+            BadInput: its vectors do not fit each other, or hold what float32 cannot.
+        """
         if decision.level != "cluster" or decision.feature_version != FEATURE_VERSION:
             return []
         if len(decision.observation) != len(FEATURE_NAMES):
             self.skipped += 1
             return []
+        _refuse_misshapen(decision)
         self.decisions[decision.pool, decision.tick_us] = decision
         self._bound()
         previous = self.decisions.get((decision.pool, decision.tick_us - CONTROL_TICK_US))
@@ -115,6 +124,20 @@ class ExperienceJoin:
             while len(pending) > MAX_PENDING:
                 pending.popitem(last=False)
                 self.skipped += 1
+
+
+def _refuse_misshapen(decision: Decision) -> None:
+    """Refuse here what would end the learner once it is joined, and again at every start."""
+    vectors = (
+        decision.rule_action,
+        decision.joint_action,
+        decision.executed_action,
+        decision.delta_limit,
+    )
+    if any(len(vector) != len(DIMENSIONS) for vector in vectors):
+        raise BadInput("inconsistent", f"an action has {len(DIMENSIONS)} dimensions")
+    if any(abs(number) > MOST for vector in (decision.observation, *vectors) for number in vector):
+        raise BadInput("out_of_range", f"experience holds numbers up to {MOST:g}")
 
 
 ACTION_SIZE: Final = len(DIMENSIONS)

@@ -21,7 +21,7 @@ from gpuloop.schemas.messages.actions import (
     ScaleTo,
     ShareTo,
 )
-from gpuloop.schemas.messages.control import Claim, Kill, KillLease, lease_end
+from gpuloop.schemas.messages.control import Claim, Kill, KillLease, epoch_after, lease_end
 from gpuloop.schemas.units import HOUR_US
 
 REMEMBERED_US: Final = HOUR_US
@@ -66,7 +66,7 @@ def control(state: ExecutorState, message: Control, wall_us: int) -> None:
         case KillLease() as lease:
             state.lease_expires_wall_us = lease_end(state.lease_expires_wall_us, lease, wall_us)
         case Claim(epoch=epoch):
-            state.epoch = max(state.epoch, epoch)
+            state.epoch = epoch_after(state.epoch, epoch)
         case _:
             pass
 
@@ -99,6 +99,8 @@ def handle(
         return [report.refuse("killed", "the kill switch's lease has lapsed")]
     if command.epoch < state.epoch:
         return [report.refuse("stale_epoch", f"epoch {state.epoch} has taken over")]
+    if command.epoch > epoch_after(state.epoch, command.epoch):
+        return [report.refuse("inconsistent", f"no claim comes to that epoch after {state.epoch}")]
     state.epoch = command.epoch
     target = fleet.read(command.actuator, command.target)
     if target is None:

@@ -22,6 +22,7 @@ from gpuloop.schemas.messages.control import (
     Objectives,
     PolicyStage,
     SetMode,
+    epoch_after,
     lease_end,
     scope,
 )
@@ -124,7 +125,7 @@ def acted(state: Governance, epoch: int) -> None:
     If it is above ours, someone else has acted, or the ledger remembers claims that `controls` has
     lost. We are silent until the next tick, by when the other's claim will have been read.
     """
-    if epoch > state.epoch:
+    if state.epoch < epoch <= epoch_after(state.highest_epoch, epoch):
         state.highest_epoch = max(state.highest_epoch, epoch)
         state.owns, state.silenced = False, state.owns or state.silenced
 
@@ -140,6 +141,8 @@ def _claimed(state: Governance, owner: str, seen: Claim, run: str) -> Claim | No
     A claim that precedes ours in the log and is not lower was not known when we claimed: we claim
     again above it. One that follows ours and is higher takes the fleet from us for good.
     """
+    if seen.epoch > epoch_after(state.highest_epoch, seen.epoch):
+        return None
     first_of_epoch = seen.epoch > state.highest_epoch
     state.highest_epoch = max(state.highest_epoch, seen.epoch)
     if state.deposed or state.epoch == 0:

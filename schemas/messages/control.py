@@ -13,6 +13,9 @@ LONGEST_LEASE_US: Final = MINUTE_US
 
 Three renewals of the keeper last 45 s; the rest is for clocks that do not agree."""
 
+EPOCH_LEAP: Final = 1_000_000
+"""How far above the highest known epoch another may stand; claims rise by one each."""
+
 
 class SetMode(StrictPart, frozen=True, kw_only=True, tag="mode", tag_field="kind"):
     """Grant a mode to one actuator on one pool; `*` means every pool."""
@@ -123,6 +126,15 @@ def lease_end(known_us: int, lease: KillLease, wall_us: int) -> int:
     """Return when permission ends, given when it ended so far and a lease that is read now."""
     latest = wall_us + LONGEST_LEASE_US
     return min(max(known_us, lease.expires_wall_us), latest)
+
+
+def epoch_after(known: int, read: int) -> int:
+    """Return the highest epoch known once another is read of.
+
+    One that no count of claims can have come to is passed over: above the largest number there is
+    nobody could ever claim the fleet again.
+    """
+    return max(known, read) if read <= known + EPOCH_LEAP else known
 
 
 def scope(body: ControlBody) -> str:

@@ -226,7 +226,7 @@ GUARDS = [
     ),
     Guard(
         "the executor follows claims",
-        line(executor.control, ("state.epoch = max(state.epoch, epoch)", "pass")),
+        line(executor.control, ("state.epoch = epoch_after(state.epoch, epoch)", "pass")),
         check,
     ),
     Guard(

@@ -142,13 +142,15 @@ def build(
     *,
     disturbance: Disturbance | None = None,
     objectives: Iterable[Objectives] = (),
+    more: Iterable[Component[Any]] = (),
     **changes: Any,
 ) -> Loop:
-    """Return a loop at its start, with every actuator in auto."""
+    """Return a loop at its start, with every actuator in auto and `more` components in it."""
     twin = TwinFleet(config(seed, **changes), None, "generator:bursty")
     twin.tick_every_us = MINUTE_US
     decider = Puppet(policy)
     components: list[Component[Any]] = [Keeper(FLEET), twin, Observe(FLEET), decider, Evaluator()]
+    components += more
     start_us = twin.world.start_us
     simulation = Simulation(components, seed=seed, start_us=start_us, disturbance=disturbance)
     loop = Loop(simulation, twin, decider, start_us)

@@ -190,14 +190,7 @@ class Storm:
 
     def send(self, command: Command) -> None:
         """Put a command on its topic."""
-        output = Output(
-            topic="actions.scaling",
-            key=command.target,
-            message=command,
-            event_id=command.command_id,
-            time_us=command.issued_at_us,
-        )
-        self.broker.produce(encode_outputs([output], "storm"))
+        self.broker.produce([command_record(command)])
 
     def control(self, body: ControlBody) -> None:
         """Let a person say something."""
@@ -227,6 +220,18 @@ class _Dying(Store):
     def _append(self, output: Encoded) -> int:
         self._owner.reach("appending")
         return super()._append(output)
+
+
+def command_record(command: Command) -> Encoded:
+    """Return a command as a decider's record."""
+    output = Output(
+        topic="actions.scaling",
+        key=command.target,
+        message=command,
+        event_id=command.command_id,
+        time_us=command.issued_at_us,
+    )
+    return encode_outputs([output], "storm")[0]
 
 
 def control_record(body: ControlBody, wall_us: int) -> Encoded:

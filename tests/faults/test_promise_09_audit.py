@@ -8,9 +8,8 @@ followed by a history made anew no longer does. As a process on Kafka:
 `tests/integration/test_audit_kafka.py`; any byte: `tests/property/test_audit_tampering.py`.
 """
 
-import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,11 +20,11 @@ import pytest
 
 from faults.guards import Guard, both, line, violations
 from faults.storm import Storm, rage, storm
+from faults.until_read import UntilRead
 from gpuloop.loop.evaluate import chain, verify
 from gpuloop.loop.evaluate.audit import verify_topic
 from gpuloop.loop.evaluate.auditor import Auditor
 from gpuloop.loop.services.auditor import run
-from gpuloop.loop.services.health import Health
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.broker import BrokerError, Partition, Placed
 from gpuloop.loop.shells.memory import MemoryBroker
@@ -54,23 +53,6 @@ class AuditedBroker(MemoryBroker):
         return super().produce(records)
 
 
-class UntilRead(Health):
-    """Asks the auditor to stop once it has read all there is."""
-
-    def __init__(self, broker: MemoryBroker) -> None:
-        super().__init__("auditor")
-        self.stop = threading.Event()
-        self._broker = broker
-
-    def progress(self, detail: str, positions: Mapping[str, int] | None = None) -> None:
-        """Compare where it has come with where its sources end."""
-        parts = [Partition.parse(name) for name in positions or {}]
-        if positions and all(
-            positions[str(p)] == end for p, end in self._broker.ends(parts).items()
-        ):
-            self.stop.set()
-
-
 def message_of(record: Record) -> AuditRecord:
     """Return the audit record in a record."""
     message = decode(record)
@@ -89,7 +71,7 @@ def audited(world: Storm, settings: Settings, *, deaths: int) -> AuditedBroker:
         for record in share:
             broker.produce([rewritten(record)])
         broker.bad_luck = 0.5 if life < deaths else 0.0
-        health = UntilRead(broker)
+        health = UntilRead("auditor", broker)
         try:
             run(broker, settings, health, health.stop, clock())
         except BrokerError:

@@ -30,7 +30,9 @@ from gpuloop.schemas.catalogue import CATALOGUE
 DERIVED: Final = frozenset({"internal.frames", "internal.partials"})
 """Not recorded unless asked for: nothing replays from them, and they are most of the bytes."""
 
+PROGRESS_RECORDS: Final = 2_000
 Progress = Callable[[str, int], None]
+"""Called with a partition and how many of its records are written, again and again."""
 
 
 def recordable() -> tuple[str, ...]:
@@ -66,10 +68,7 @@ def record(
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
     (folder / UNFINISHED).touch()
-    files = []
-    for part in parts:
-        files.append(_write(broker, folder, part, firsts[part], ends[part]))
-        progress(str(part), files[-1].records)
+    files = [_write(broker, folder, part, firsts[part], ends[part], progress) for part in parts]
     manifest = Manifest(
         format=FORMAT,
         fleet=fleet,
@@ -90,7 +89,9 @@ def record(
     return manifest
 
 
-def _write(broker: Broker, folder: Path, part: Partition, first: int, end: int) -> PartitionFile:
+def _write(
+    broker: Broker, folder: Path, part: Partition, first: int, end: int, progress: Progress
+) -> PartitionFile:
     name = f"{part.topic}.{part.number}.jsonl.gz"
     digest, count = hashlib.sha256(), 0
     with gzip.open(folder / name, "wb", compresslevel=3) as file:
@@ -99,6 +100,9 @@ def _write(broker: Broker, folder: Path, part: Partition, first: int, end: int) 
             file.write(line)
             digest.update(line)
             count += 1
+            if count % PROGRESS_RECORDS == 0:
+                progress(str(part), count)
+    progress(str(part), count)
     return PartitionFile(
         topic=part.topic,
         partition=part.number,

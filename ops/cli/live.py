@@ -20,6 +20,7 @@ from rich.text import Text
 
 from gpuloop.ops.cli.lines import clock, line, usd, when
 from gpuloop.ops.stack.moment import Moment, View
+from gpuloop.ops.stack.state import NO_ROOM
 from gpuloop.ops.stack.tally import Tally
 from gpuloop.ops.stack.unit import Phase
 from gpuloop.schemas.messages import Decision, PolicyVersion, PoolState
@@ -70,7 +71,11 @@ class PlainView:
         """Print one line; once nobody reads, say so to whom it concerns and print no more."""
         try:
             typer.echo(text)
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                return  # Its lines go to a file on a full disk; what runs must not end for it.
+            if not isinstance(error, BrokenPipeError):
+                raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.close(nowhere)
@@ -210,7 +215,7 @@ def _money(tally: Tally) -> list[Text]:
     alpha = max(tally.alpha.values(), default=0.0)
     return [
         _line(
-            f"{usd(tally.reward_total_usd_micros)} booked in this run · "
+            f"{usd(tally.reward_total_usd_micros)} booked · "
             f"{tally.decisions} decisions · {tally.applied} applied · {refused} refused · "
             f"alpha {alpha:.2f}"
         ),

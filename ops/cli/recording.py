@@ -1,7 +1,10 @@
 """`gpuloop record` and `gpuloop replay`: topics to a folder, and through the same code again."""
 
+import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Final
 
 import typer
@@ -18,6 +21,8 @@ from gpuloop.ops.cli.context import (
 )
 from gpuloop.ops.stack.errors import StackError
 
+SCREEN_SECONDS: Final = 0.2
+LINE_SECONDS: Final = 10.0
 JOURNALED: Final = ("decider", "evaluator", "forecaster", "causes")
 _PLACES: Final = frozenset(
     {
@@ -45,6 +50,37 @@ def kept(chosen: Settings) -> dict[str, str]:
     return {name: value for name, value in named.items() if name not in _PLACES}
 
 
+class Counted:
+    """Shows on standard error how far a recording has come; it may take minutes.
+
+    On a terminal it redraws one line, elsewhere it prints one every ten seconds.
+    """
+
+    def __init__(self, *, on_terminal: bool, clock: Callable[[], float]) -> None:
+        self._on_terminal: Final = on_terminal
+        self._every: Final = SCREEN_SECONDS if on_terminal else LINE_SECONDS
+        self._clock: Final = clock
+        self._due = clock() + self._every
+        self._records: Final[dict[str, int]] = {}
+
+    def __call__(self, partition: str, records: int) -> None:
+        """Note how many records of a partition are written."""
+        self._records[partition] = records
+        if self._clock() < self._due:
+            return
+        self._due = self._clock() + self._every
+        text = f"{sum(self._records.values()):,} records, at {partition}"
+        if self._on_terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def done(self) -> None:
+        """Leave the terminal as it was."""
+        if self._on_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 def record(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     topic: Annotated[
@@ -57,10 +93,16 @@ def record(
     from gpuloop.loop.replay.record import record as write
 
     chosen = settings(state_dir, bootstrap_servers)
+    counted = Counted(on_terminal=sys.stderr.isatty(), clock=monotonic)
     with broker(chosen) as log:
         try:
             manifest = write(
-                log, folder, fleet=chosen.fleet, settings=kept(chosen), topics=topic or None
+                log,
+                folder,
+                fleet=chosen.fleet,
+                settings=kept(chosen),
+                topics=topic or None,
+                progress=counted,
             )
         except FileExistsError as error:
             raise StackError(str(error)) from None
@@ -68,6 +110,8 @@ def record(
             raise StackError(f"cannot record to {folder}: {error.strerror}") from None
         except BrokerError as error:
             raise StackError(f"cannot record: {error}") from None
+        finally:
+            counted.done()
     records = sum(part.records for part in manifest.partitions)
     typer.echo(f"{records:,} records of {len(manifest.partitions)} partitions in {folder}")
 

@@ -196,24 +196,20 @@ def _money(report: Report) -> list[str]:
         began, ended = (_minute(at) for at in (report.rewarded_from_us, report.rewarded_until_us))
         span = f"{hours:.2f} h of fleet time, {began} to {ended}"
     said = [
-        f"reward, live        {report.reward_total:+,.2f} USD: revenue less the costs below, as the"
-        " ledger booked them",
-        f"                    for all pools over {span}",
-        *(f"  {name:<18}  {amount:+,.2f} USD" for name, amount in report.rewards.items()),
+        f"reward, live         {report.reward_total:+,.2f} USD, all pools, as the ledger booked it",
+        f"                     {span}",
+        *(f"  {name:<18} {amount:+,.2f} USD" for name, amount in report.rewards.items()),
     ]
     policy, rule = report.reward_simulated_policy, report.reward_simulated_rule
     if policy is None or rule is None:
         return said
-    said.append(
-        f"reward, simulated   {rule:+,.2f} USD under the rule alone, {policy:+,.2f} USD under the"
-        " policy: the twin run"
-    )
-    said.append(
-        f"                    again on the same draws over the first {report.simulated_hours} h"
-        " of that time"
-    )
+    said += [
+        f"reward, simulated    {policy:+,.2f} USD under the policy",
+        f"                     {rule:+,.2f} USD under the rule alone",
+        f"                     the twin again on the same draws, {report.simulated_hours} h of it",
+    ]
     if report.alpha == 0.0:
-        said.append("                    alpha 0: policy and rule are the same, so it was run once")
+        said.append("                     alpha 0: policy and rule are the same, it was run once")
     return said
 
 

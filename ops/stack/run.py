@@ -192,9 +192,7 @@ class _Run:
     def _say_stopping(self) -> None:
         self._phase = "stopping"
         self._save()
-        self._view.say(
-            "stopping: the services, then the audit, then Kafka (Ctrl-C again kills everything)"
-        )
+        self._view.say("stopping: services, audit, then Kafka (Ctrl-C again kills everything)")
         log.info("the stack is asked to stop")
         self._show(monotonic())
 

@@ -367,11 +367,11 @@ def test_report_says_of_its_money_what_is_booked_and_what_is_simulated() -> None
     tally.take(_reward(1_500_000, start=START_US), timestamp_ms=0)
     simulated = report.Simulated(policy=2.0, rule=2.0, hours=0.5)
     shown = "\n".join(report.lines(report.with_simulation(reported(tally), simulated)))
-    assert "reward, live        +1.50 USD" in shown
+    assert "reward, live         +1.50 USD" in shown
     assert "of fleet time, 2017-10-16 00:00 to" in shown
     assert "alpha 0: policy and rule are the same" in shown
     learned = report.with_simulation(reported(tally, alpha=0.5), simulated)
-    assert "the same, so" not in "\n".join(report.lines(learned))
+    assert "policy and rule are the same" not in "\n".join(report.lines(learned))
 
 
 def test_report_says_that_the_loop_was_blind_or_a_process_failed() -> None:
@@ -429,6 +429,20 @@ def test_recording_keeps_no_addresses_or_passwords() -> None:
         seed=3, postgres_dsn="postgresql://u:secret@h/d", state_dir=Path("/x"), trusted_keys=("ab",)
     )
     assert recording.kept(chosen) == {"seed": "3", "trusted_keys": "ab"}
+
+
+@pytest.mark.parametrize(("on_terminal", "shown"), [(False, 2), (True, 20)])
+def test_recording_says_how_far_it_has_come(
+    on_terminal: bool, shown: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    counted = recording.Counted(on_terminal=on_terminal, clock=lambda: now)
+    for second in range(1, 21):
+        now = float(second)
+        counted("telemetry.gpu/0", second * 100)
+    said = capsys.readouterr().err
+    assert said.count("records, at telemetry.gpu/0") == shown
+    assert ("\n" in said) is not on_terminal
 
 
 def test_status_hides_the_password_of_the_database() -> None:

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gpuloop.loop.evaluate.keys import public_hex, sign, verify
 from gpuloop.schemas.catalogue import CATALOGUE
 from gpuloop.schemas.codec import Record
+from gpuloop.schemas.errors import Explained
 from gpuloop.schemas.messages import AuditCheckpoint, AuditRecord
 from gpuloop.schemas.messages.record import ChainHead
 
@@ -45,7 +46,7 @@ _CHECKPOINT: Final = b"\x01"
 _SIGNED_AS: Final = b"gpuloop.audit.checkpoint\x00"
 
 
-class AuditError(RuntimeError):
+class AuditError(Explained):
     """The chain cannot be read or continued without a person: key, source or record is wrong."""
 
 

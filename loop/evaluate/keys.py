@@ -19,10 +19,11 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from gpuloop.schemas.errors import Explained
 from gpuloop.schemas.messages import PolicyVersion
 
 
-class KeyFileError(RuntimeError):
+class KeyFileError(Explained):
     """A key file that cannot be used: of another kind, damaged, or readable by others."""
 
 

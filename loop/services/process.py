@@ -19,7 +19,8 @@ import msgspec
 
 from gpuloop.loop.services.health import Health, HealthServer, Route
 from gpuloop.loop.services.repeats import Repeats
-from gpuloop.loop.settings import Settings
+from gpuloop.loop.settings import Settings, SettingsError
+from gpuloop.schemas.errors import Explained
 
 STOP_SECONDS: Final = 10.0
 
@@ -71,7 +72,10 @@ def configure_logging(service: str, level: str) -> None:
 
     def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         # A broken invariant or a lost broker ends the process; the supervisor restarts it.
-        log.critical("service failed", exc_info=(kind, error, trace))
+        if issubclass(kind, (Explained, SettingsError)):
+            log.critical("service failed: %s", error)
+        else:
+            log.critical("service failed: %s", error, exc_info=(kind, error, trace))
 
     def fail_thread(ended: threading.ExceptHookArgs) -> None:
         name = ended.thread.name if ended.thread is not None else "unknown"

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from gpuloop.schemas.codec import Encoded, Record
+from gpuloop.schemas.errors import Explained
 
 
 class Partition(NamedTuple):
@@ -35,7 +36,7 @@ class Placed(NamedTuple):
     offset: int
 
 
-class BrokerError(RuntimeError):
+class BrokerError(Explained):
     """The broker did not do what was asked; whether a write took place is unknown."""
 
 

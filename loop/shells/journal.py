@@ -17,6 +17,7 @@ from gpuloop.loop.shells.broker import Broker, Partition, read_between
 from gpuloop.loop.shells.fold import Moment, outputs_digest, source_of
 from gpuloop.schemas.codec import BadInput, Encoded, Record, decode, encode
 from gpuloop.schemas.component import Component, S, load, save
+from gpuloop.schemas.errors import Explained
 from gpuloop.schemas.identity import derived_event_id, sha256_of
 from gpuloop.schemas.messages import Cut, Message, Snapshot
 from gpuloop.schemas.messages.internal import Segment
@@ -30,7 +31,7 @@ log: Final = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
 
 
-class JournalBroken(RuntimeError):
+class JournalBroken(Explained):
     """A journal misses a cut, or another process has gone on with it."""
 
 

@@ -31,6 +31,7 @@ from gpuloop.loop.shells.store import Store, Stored
 from gpuloop.schemas.catalogue import CATALOGUE
 from gpuloop.schemas.codec import Encoded, encode
 from gpuloop.schemas.component import Component, S, load, save
+from gpuloop.schemas.errors import Explained
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import ClockAnchor
 from gpuloop.schemas.units import INT64_MAX, MINUTE_US, SECOND_US
@@ -125,7 +126,7 @@ class TransactionalShell(Generic[S]):
             stored = self._begin()
         self._world, self._now_us = stored.world, stored.now_us
         if stored.version != self._component.state_version:
-            raise RuntimeError(
+            raise Explained(
                 f"the world was saved by version {stored.version}, this is version"
                 f" {self._component.state_version}: start a fresh one"
             )

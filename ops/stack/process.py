@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -142,5 +143,6 @@ def bound_log(log: Path, limit_bytes: int = LOG_BYTES) -> None:
     """
     if not log.exists() or log.stat().st_size <= limit_bytes:
         return
-    shutil.copyfile(log, log.with_suffix(".log.1"))
+    with suppress(OSError):  # Without room for the older file, the room is what is needed.
+        shutil.copyfile(log, log.with_suffix(".log.1"))
     os.truncate(log, 0)

@@ -4,11 +4,17 @@ Written by the supervisor, read by every command that talks to the stack. It hol
 password, so only its owner may read it.
 """
 
+import errno
+import logging
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
+
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+log: Final = logging.getLogger(__name__)
 
 StackPhase = Literal["starting", "running", "stopping", "stopped"]
 
@@ -44,12 +50,21 @@ class StackState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write(path: Path, state: StackState) -> None:
-    """Replace the file in one step, so that a reader never sees half of it."""
+    """Replace the file in one step, so that a reader never sees half of it.
+
+    On a full disk the file stays as it is: whoever watches the processes must not end for it.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(state), indent=2))
-    draft.replace(path)
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(state), indent=2))
+        draft.replace(path)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        log.warning("what runs is not written down: %s", error)
+        draft.unlink(missing_ok=True)
 
 
 def read(path: Path) -> StackState | None:

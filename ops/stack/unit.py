@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gpuloop.ops.stack.errors import StackError
+from gpuloop.ops.stack.last_words import last_words
 from gpuloop.ops.stack.process import Child, Program
 from gpuloop.ops.stack.state import ProcessState
 
@@ -178,7 +179,8 @@ class Watched:
         assert self.child is not None
         status = self.child.exit_status()
         if status is not None:
-            self._crashed(now, status, f"ended with {_exit_text(status)}")
+            words = last_words(self._log)
+            self._crashed(now, status, f"ended with {_exit_text(status)}{words and f': {words}'}")
             return
         if self._asked is not None:
             if self._asked.done():

@@ -114,6 +114,14 @@ def test_crashed_process_is_restarted_and_counted(supervise: Supervise) -> None:
     assert watched.restarts == 1
 
 
+def test_status_says_in_the_words_of_a_service_why_it_ended(supervise: Supervise) -> None:
+    says = 'print(\'{"level": "critical", "message": "service failed: x is damaged"}\'); exit(1)'
+    supervisor = supervise(process_unit("service", says))
+    watched = supervisor.units["service"]
+    until(lambda: watched.phase is Phase.BACKOFF, supervisor.step)
+    assert watched.state().last_failure == "ended with status 1: x is damaged"
+
+
 def test_log_of_the_supervisor_tells_starts_readiness_restarts_and_stops(
     supervise: Supervise, caplog: pytest.LogCaptureFixture
 ) -> None:

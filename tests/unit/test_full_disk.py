@@ -1,0 +1,73 @@
+"""A full disk ends no supervisor: what it cannot write is left, what runs goes on."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from gpuloop.ops.cli.live import PlainView
+from gpuloop.ops.stack import process
+from gpuloop.ops.stack.state import StackState, read, write
+
+
+def no_room(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def stack(phase: Any = "running") -> StackState:
+    return StackState(
+        phase=phase,
+        pid=1,
+        created=0.0,
+        started_wall_us=0,
+        environment={},
+        resident_bytes=0,
+        resident_peak_bytes=0,
+        processes=(),
+    )
+
+
+def test_what_runs_stays_written_down_as_it_was_and_nothing_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "stack.json"
+    write(path, stack())
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", no_room)
+        write(path, stack("stopping"))
+    assert read(path) == stack()
+    assert list(tmp_path.iterdir()) == [path]
+    assert "No space left" in caplog.text
+    write(path, stack("stopping"))
+    assert read(path) == stack("stopping")
+
+
+def test_another_trouble_than_room_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(PermissionError):
+        write(tmp_path / "stack.json", stack())
+
+
+def test_a_line_that_finds_no_room_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[int] = []
+    monkeypatch.setattr(typer, "echo", no_room)
+    PlainView(lambda: gone.append(1)).say("x")
+    assert gone == []
+
+
+def test_a_log_that_is_too_long_is_emptied_although_no_older_file_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "x.log"
+    log.write_bytes(b"a" * 100)
+    monkeypatch.setattr(process.shutil, "copyfile", no_room)
+    process.bound_log(log, 50)
+    assert log.stat().st_size == 0

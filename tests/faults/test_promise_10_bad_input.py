@@ -13,9 +13,9 @@ refusals survive a death of the others: promise 1. Poison on Kafka, tombstones i
 `tests/integration/test_faust_observe.py`. Sinks (TimescaleDB, ClickHouse) are no readers yet.
 """
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +24,7 @@ import pytest
 from echo import anchor
 
 from builders import START_US
-from faults.agent import Rows, handle_jobs
+from faults.agent import Observing
 from faults.dead import is_refused, unreadable, vanished
 from faults.guards import Guard, line, value, violations
 from faults.loops import FLEET
@@ -38,6 +38,7 @@ from gpuloop.loop.services.learner import Learner
 from gpuloop.loop.services.process import Process
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells import fold
+from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.faust_agent import Agent
 from gpuloop.loop.shells.framer import Framer
 from gpuloop.loop.shells.live import LiveShell
@@ -51,6 +52,7 @@ from gpuloop.schemas.messages.control import Claim, KillLease
 from gpuloop.schemas.units import INT64_MAX
 
 CAUSES = [make().name for make in COMPONENTS].index("causes")
+JOBS = Partition("telemetry.jobs", 0)
 SPOILS: tuple[Spoil, ...] = (poison, hostile)
 
 
@@ -124,16 +126,20 @@ def check_framer(seed: int) -> list[str]:
 
 def check_agent(seed: int) -> list[str]:
     """Return where bad events stopped the jobs' agent, vanished, or changed its words or rows."""
-    records = mixed(("telemetry.jobs",), seed, 0.2)
-    broker, rows = MemoryBroker(wall=lambda: START_US), Rows()
-    seen, found = asyncio.run(handle_jobs(records, broker, rows))
-    refused = [one for one in seen if is_refused(one)]
-    good = [one for one, record in zip(records, seen, strict=False) if not is_refused(record)]
-    calm, calm_rows = MemoryBroker(wall=lambda: START_US), Rows()
-    asyncio.run(handle_jobs(good, calm, calm_rows))
-    if rows != calm_rows:
+    rng, found = np.random.Generator(np.random.Philox(seed)), list[str]()
+    ours, calm = Observing(), Observing()
+    records = [replace(one, partition=0) for one in mixed((JOBS.topic,), seed, 0.2)]
+    refused = put(ours.broker, records)
+    bad = {one.offset for one in refused}
+    calm.broker.produce([one for offset, one in enumerate(records) if offset not in bad])
+    with stopping("the agent", found):
+        ours.live([JOBS.topic], rng)
+    calm.live([JOBS.topic], rng)
+    if ours.rows != calm.rows:
         found.append("the rows are others than without what was refused")
-    return found + vanished(broker, refused)
+    if ours.settled != {JOBS.topic: len(records)}:
+        found.append("the agent has not acknowledged everything")
+    return found + vanished(ours.broker, refused)
 
 
 def check_learner(seed: int) -> list[str]:

@@ -106,7 +106,7 @@ _TOPICS: Final = (
     ),
     _topic(
         "telemetry.tenants", "tenant", m.TenantEvent,
-        by=WORLD, to=("observe", "evaluator"), description="Quotes seen, accepted, refused.",
+        by=WORLD, to=("observe",), description="Quotes seen, accepted, refused.",
     ),
     _topic(
         "telemetry.clock", "fleet", m.ClockAnchor, compacted=True,
@@ -131,12 +131,12 @@ _TOPICS: Final = (
     ),
     _topic(
         "state.pools", "pool", m.PoolState, compacted=True,
-        by=("observe",), to=("decider", "forecaster", "causes", "evaluator"),
+        by=("observe",), to=("decider", "forecaster", "causes"),
         description="The current belief about pools, once per tick.",
     ),
     _topic(
         "insight.anomalies", "subject", m.Anomaly,
-        by=("causes",), to=("decider",), description="Departures from a subject's own past.",
+        by=("causes",), to=("people",), description="Departures from a subject's own past.",
     ),
     _topic(
         "insight.causes", "subject", m.Cause,
@@ -148,7 +148,7 @@ _TOPICS: Final = (
     ),
     _topic(
         "insight.risks", "subject", m.Risk,
-        by=("forecaster",), to=("decider",), description="What may break.",
+        by=("forecaster",), to=("people",), description="What may break.",
     ),
     _topic(
         "decisions", "pool", m.Decision, retention_ms=30 * DAY_MS,

@@ -1,7 +1,7 @@
 """Everything about a world that must survive a crash; caches are rebuilt from it.
 
 Saved as msgpack on every transaction of the twin, so jobs and nodes are arrays without field
-names. Dictionaries come back in sorted order: nothing may depend on theirs.
+names.
 """
 
 from enum import IntEnum

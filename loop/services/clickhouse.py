@@ -1,10 +1,14 @@
 """The owner of the embedded ClickHouse engine: one process may open its folder, and this is it.
 
-Others on this machine ask at its health address: `POST /query` with `{"sql": "..."}` is answered
-with JSON lines, or with the engine's complaint as text under status 400.
+Other processes of its owner ask at its health address: `POST /query` with `{"sql": "..."}` is
+answered with JSON lines, or with the engine's complaint as text under status 400. SQL can read and
+write files, so whoever asks shows the token that stands in a file of the owner's.
 """
 
+import os
+import secrets
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -18,6 +22,7 @@ from gpuloop.loop.settings import Settings
 
 NAME: Final = "clickhouse"
 FOLDER: Final = "clickhouse"
+ADMISSION: Final = "clickhouse.token"
 PROBE_SECONDS: Final = 5.0
 LIMITS: Final[dict[str, int]] = {
     "max_threads": 2,
@@ -77,9 +82,25 @@ def main(settings: Settings) -> None:
     """Own the engine until asked to stop."""
     with (
         Engine(settings) as engine,
-        serving(NAME, settings, routes={"/query": engine.answer}) as process,
+        serving(
+            NAME,
+            settings,
+            routes={"/query": engine.answer},
+            token=new_token(settings.state_dir / ADMISSION),
+        ) as process,
     ):
         probe(engine, process)
+
+
+def new_token(path: Path) -> str:
+    """Return a token drawn now, and leave it in a file that only its owner can read."""
+    token = secrets.token_urlsafe(32)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(token)
+    draft.replace(path)
+    return token
 
 
 def probe(engine: Engine, process: Process) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hmac import compare_digest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from typing import Final
@@ -98,12 +99,22 @@ class HealthServer:
 
     Routes answer JSON from this machine only, and only under a name of it: no web page can send
     JSON without being asked first, and one whose own name was pointed here is known by that name.
+    Other users of this machine can reach the port as well, so a route asks for `token`, which its
+    owner keeps where only its own user can read it.
     """
 
     def __init__(
-        self, health: Health, *, host: str, port: int, routes: Mapping[str, Route] | None = None
+        self,
+        health: Health,
+        *,
+        host: str,
+        port: int,
+        routes: Mapping[str, Route] | None = None,
+        token: str = "",
     ) -> None:
-        self._server: Final = _Server((host, port), _handler(health, routes or {}))
+        if routes and not token:
+            raise ValueError("a route needs a token")
+        self._server: Final = _Server((host, port), _handler(health, routes or {}, token))
         self._thread: Final = threading.Thread(
             target=self._server.serve_forever, name="health", daemon=True
         )
@@ -140,7 +151,9 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _handler(health: Health, routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    health: Health, routes: Mapping[str, Route], token: str
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10.0
 
@@ -162,6 +175,9 @@ def _handler(health: Health, routes: Mapping[str, Route]) -> type[BaseHTTPReques
             length = self.headers.get("Content-Length", "")
             allowed = (
                 route is not None
+                and compare_digest(
+                    self.headers.get("Authorization", "").encode(), f"Bearer {token}".encode()
+                )
                 and ip_address(self.client_address[0]).is_loopback
                 and _is_loopback(self.headers.get("Host", ""))
                 and self.headers.get_content_type() == "application/json"

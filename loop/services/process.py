@@ -36,11 +36,15 @@ class Process:
 
 @contextmanager
 def serving(
-    name: str, settings: Settings, *, routes: Mapping[str, Route] | None = None
+    name: str,
+    settings: Settings,
+    *,
+    routes: Mapping[str, Route] | None = None,
+    token: str = "",
 ) -> Iterator[Process]:
     """Set up logs, signals and health for service `name`, and take them down at the end.
 
-    `routes` are what the service answers itself, beside its health.
+    `routes` are what the service answers itself, beside its health, to whoever has `token`.
 
     Outside the main thread (as in tests) signals stay with whoever owns them.
     """
@@ -50,7 +54,11 @@ def serving(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: process.stop.set())
     server = HealthServer(
-        process.health, host=settings.http_host, port=settings.http_port, routes=routes
+        process.health,
+        host=settings.http_host,
+        port=settings.http_port,
+        routes=routes,
+        token=token,
     )
     log = logging.getLogger(name)
     log.info("service started", extra={"http_port": server.port, "fleet": settings.fleet})

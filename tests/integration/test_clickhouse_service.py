@@ -39,9 +39,9 @@ def url(tmp_path: Path) -> Iterator[str]:
     assert process.wait(10.0) == 0
 
 
-def query(url: str, sql: str) -> tuple[int, str]:
+def query(url: str, sql: str, token: str) -> tuple[int, str]:
     body = json.dumps({"sql": sql}).encode()
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
     request = urllib.request.Request(f"{url}/query", data=body, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -50,10 +50,14 @@ def query(url: str, sql: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_other_processes_write_and_ask_over_http(url: str) -> None:
-    assert query(url, "create table t (n Int64) engine = MergeTree order by n") == (200, "")
-    assert query(url, "insert into t select number from numbers(1000)") == (200, "")
-    assert query(url, "select sum(n) as total from t") == (200, '{"total":499500}\n')
-    status, complaint = query(url, "selec 1")
+def test_other_processes_write_and_ask_over_http(url: str, tmp_path: Path) -> None:
+    path = tmp_path / "clickhouse.token"
+    assert path.stat().st_mode & 0o077 == 0
+    token = path.read_text()
+    assert query(url, "create table t (n Int64) engine = MergeTree order by n", token) == (200, "")
+    assert query(url, "insert into t select number from numbers(1000)", token) == (200, "")
+    assert query(url, "select sum(n) as total from t", token) == (200, '{"total":499500}\n')
+    status, complaint = query(url, "selec 1", token)
     assert status == 400
     assert "Syntax error" in complaint
+    assert query(url, "select 1", "guessed")[0] == 404

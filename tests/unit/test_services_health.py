@@ -34,19 +34,23 @@ def broken(body: bytes) -> Answer:
     raise KeyError("a bug of ours")
 
 
+TOKEN = "known to its owner"
 ROUTES = {"/shout": shout, "/gone": gone, "/broken": broken}
 
 
 @pytest.fixture
 def served() -> Iterator[tuple[Health, str]]:
     health = Health("decider")
-    server = HealthServer(health, host="127.0.0.1", port=0, routes=ROUTES)
+    server = HealthServer(health, host="127.0.0.1", port=0, routes=ROUTES, token=TOKEN)
     yield health, f"http://127.0.0.1:{server.port}"
     server.close()
 
 
-def ask(url: str, body: bytes | None = None, kind: str = "application/json") -> tuple[int, bytes]:
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": kind})
+def ask(
+    url: str, body: bytes | None = None, kind: str = "application/json", token: str = TOKEN
+) -> tuple[int, bytes]:
+    headers = {"Content-Type": kind, "Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(url, data=body, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.status, answer.read()
@@ -78,6 +82,17 @@ def test_metrics_are_in_the_text_format_of_prometheus(served: tuple[Health, str]
     status, body = ask(f"{url}/metrics")
     assert status == 200
     assert b"gpuloop_ready 1.0" in body
+
+
+@pytest.mark.parametrize("token", ["", "guessed", "known to its owne"])
+def test_a_route_answers_only_who_has_the_token(served: tuple[Health, str], token: str) -> None:
+    _, url = served
+    assert ask(f"{url}/shout", b'"a"', token=token)[0] == 404
+
+
+def test_a_route_without_a_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="token"):
+        HealthServer(Health("decider"), host="127.0.0.1", port=0, routes=ROUTES)
 
 
 def test_a_route_answers_json_only(served: tuple[Health, str]) -> None:
@@ -119,7 +134,11 @@ def test_a_client_that_goes_away_is_nothing_to_tell_and_a_bug_is(
 
 def post(url: str, headers: dict[str, str], to: str = "/shout") -> bytes:
     host, _, port = url.removeprefix("http://").rpartition(":")
-    lines = [f"POST {to} HTTP/1.0", "Content-Type: application/json"]
+    lines = [
+        f"POST {to} HTTP/1.0",
+        "Content-Type: application/json",
+        f"Authorization: Bearer {TOKEN}",
+    ]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall("\r\n".join([*lines, "", '"a"']).encode("latin-1"))

@@ -86,7 +86,7 @@ GUARDS = [
     Guard(
         "state and outbox change in one transaction",
         line(
-            Store.commit,
+            Store._commit,
             ('execute("begin immediate")', "pass"),
             ('execute("rollback")', "pass"),
             ('execute("commit")', "pass"),

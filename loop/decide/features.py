@@ -201,7 +201,8 @@ def _money(row: Row, offers: Sequence[Offer | None], capacity_age: int, now_us: 
     put = row.features.__setitem__
     put("price_ratio", (within(quote / cost) if cost else 1.0, capacity_age, float(cost > 0.0)))
     put("spot_discount", (1.0 - spot / on_demand if both else 0.0, age, known if both else 0.0))
-    put("market_ratio", (within(quote / row.market) if ages and row.market else 1.0, age, known))
+    priced = row.market > 0.0  # An unknown price is NaN, whatever other offers there are.
+    put("market_ratio", (within(quote / row.market) if priced else 1.0, age, float(priced)))
     put("interruption_rate", (within(10.0 * row.interruptions), age, known))
 
 

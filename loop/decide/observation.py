@@ -7,7 +7,7 @@ said by the `fresh` flags.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypedDict
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from gpuloop.schemas.policy import (
     FEATURE_NAMES,
     FORECAST_HORIZONS_US,
     Floats,
+    Integers,
     PoolBatch,
 )
 from gpuloop.schemas.units import MINUTE_US, USD_MICROS
@@ -126,14 +127,24 @@ def observe_pools(
     )  # fmt: skip
     wish = rule_action(bare, rule)
     guard_features(rows, memories, bare, wish, envelope, config)
+    return replace(bare, rule=wish, **_table(rows))
+
+
+class _Table(TypedDict):
+    observation: Floats
+    ages_us: Integers
+    quality: Floats
+
+
+def _table(rows: Sequence[Row]) -> _Table:
+    """Return the features of all pools; what is no number is as good as not known."""
     values = [[row.features[name] for name in FEATURE_NAMES] for row in rows]
-    table = np.array(values, dtype=float).reshape(n, len(FEATURE_NAMES), 3)
-    return replace(
-        bare,
-        rule=wish,
-        observation=table[:, :, 0],
+    table = np.array(values, dtype=float).reshape(len(rows), len(FEATURE_NAMES), 3)
+    known = np.isfinite(table[:, :, 0])
+    return _Table(
+        observation=np.where(known, table[:, :, 0], 0.0),
         ages_us=table[:, :, 1].astype(np.int64),
-        quality=table[:, :, 2],
+        quality=np.where(known, table[:, :, 2], 0.0),
     )
 
 

@@ -300,8 +300,8 @@ def _shadow_wishes(
 
 
 def as_action(values: Floats) -> tuple[float, ...]:
-    """Return a row of an action array as a message holds it."""
-    return tuple(np.round(np.asarray(values, dtype=float), ACTION_DECIMALS).tolist())
+    """Return a row of an action array as a message holds it, which has no word for no number."""
+    return tuple(np.nan_to_num(np.round(np.asarray(values, dtype=float), ACTION_DECIMALS)).tolist())
 
 
 def _draw(memory: PoolMemory, share: float, batch: PoolBatch, row: int, ctx: Context) -> Draw:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from gpuloop.actuators.envelope import Executed
 from gpuloop.loop.decide.policies import Choice, as_action
 from gpuloop.loop.decide.release import Draft, Settled
@@ -25,6 +27,7 @@ from gpuloop.schemas.policy import (
     ON_DEMAND,
     PRICE,
     SPOT,
+    Floats,
     PoolBatch,
 )
 from gpuloop.schemas.units import MINUTE_US
@@ -74,26 +77,7 @@ def reasons(scene: Scene, row: int) -> dict[Actuator, str]:
 def decide_record(scene: Scene, row: int, drafts: Sequence[Draft], settled: Settled) -> Decision:
     """Return the decision about one pool, with what arbiter and modes left of the action."""
     batch, choice = scene.batch, scene.choice
-    action = scene.executed.action[row].copy()
-    adjustments = list(scene.executed.adjustments[row])
-    for actuator, columns in MOVES.items():
-        why = _withheld(actuator, scene.modes[row].get(actuator, "off"), drafts, settled)
-        if why is None:
-            continue
-        arbiter, reason = why
-        for column in columns:
-            rest = 0.0 if column == MIGRATION else float(batch.present[row, column])
-            if action[column] != rest:
-                adjustments.append(
-                    Adjustment(
-                        stage="arbiter" if arbiter else "mode",
-                        dimension=DIMENSIONS[column],
-                        before=float(action[column]),
-                        after=rest,
-                        reason=reason,
-                    )
-                )
-                action[column] = rest
+    action, adjustments = _carried_out(scene, row, drafts, settled)
     forecast = scene.forecasts.get(batch.pools[row])
     actor = choice.actors[row]
     influences = (
@@ -111,16 +95,16 @@ def decide_record(scene: Scene, row: int, drafts: Sequence[Draft], settled: Sett
         tick_us=scene.tick_us,
         dimensions=DIMENSIONS,
         feature_version=FEATURE_VERSION,
-        observation=tuple(batch.observation[row].tolist()),
+        observation=_numbers(batch.observation[row]),
         feature_ages_us=tuple(batch.ages_us[row].tolist()),
-        feature_quality=tuple(batch.quality[row].tolist()),
-        feasible_low=tuple(batch.low[row].tolist()),
-        feasible_high=tuple(batch.high[row].tolist()),
-        delta_limit=tuple(batch.delta[row].tolist()),
-        rule_action=tuple(batch.rule[row].tolist()),
+        feature_quality=_numbers(batch.quality[row]),
+        feasible_low=_numbers(batch.low[row]),
+        feasible_high=_numbers(batch.high[row]),
+        delta_limit=_numbers(batch.delta[row]),
+        rule_action=_numbers(batch.rule[row]),
         policy_action=as_action(choice.policy_action[row]),
         joint_action=as_action(choice.joint[row]),
-        executed_action=tuple(action.tolist()),
+        executed_action=_numbers(action),
         alpha=float(choice.alpha[row]),
         exploration=as_action(choice.exploration[row]),
         log_probability=float(choice.log_probability[row]),
@@ -142,6 +126,38 @@ def decide_record(scene: Scene, row: int, drafts: Sequence[Draft], settled: Sett
         summary="; ".join(summaries)[:4000] or f"{batch.pools[row]}: no change",
         why_not=_why_not(scene, row, adjustments),
     )
+
+
+def _carried_out(
+    scene: Scene, row: int, drafts: Sequence[Draft], settled: Settled
+) -> tuple[Floats, list[Adjustment]]:
+    """Return what arbiter and modes left of a pool's action, and what was changed on the way."""
+    action = scene.executed.action[row].copy()
+    adjustments = list(scene.executed.adjustments[row])
+    for actuator, columns in MOVES.items():
+        why = _withheld(actuator, scene.modes[row].get(actuator, "off"), drafts, settled)
+        if why is None:
+            continue
+        arbiter, reason = why
+        for column in columns:
+            rest = 0.0 if column == MIGRATION else float(scene.batch.present[row, column])
+            if action[column] != rest:
+                adjustments.append(
+                    Adjustment(
+                        stage="arbiter" if arbiter else "mode",
+                        dimension=DIMENSIONS[column],
+                        before=float(action[column]),
+                        after=rest,
+                        reason=reason,
+                    )
+                )
+                action[column] = rest
+    return action, adjustments
+
+
+def _numbers(values: Floats) -> tuple[float, ...]:
+    """Return a row as a message holds it: what is no number could be written and never read."""
+    return tuple(np.nan_to_num(values).tolist())
 
 
 def _withheld(

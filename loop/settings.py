@@ -176,7 +176,16 @@ def _in_the_readers_words(error: str) -> str:
     error = error.replace("Object contains unknown field", "unknown setting")
     for word in sorted(set(_fields_named(error)), key=len, reverse=True):
         error = error.replace(word, PREFIX + word.removeprefix("$.").upper())
-    return error
+    what, at, where = error.partition(" - at ")
+    return f"{where.strip('`')}: {plain(what)}" if at else error
+
+
+def plain(what: str) -> str:
+    """Return what msgspec has against a value, in words that name no type of a language."""
+    what = what.partition(", got ")[0].replace("RFC3339 encoded datetime", "time")
+    for name, words in {"`int`": "a whole number", "`float`": "a number", "`str`": "text"}.items():
+        what = what.replace(name, words)
+    return what[:1].lower() + what[1:]
 
 
 def _fields_named(error: str) -> Iterator[str]:

@@ -218,7 +218,8 @@ class KafkaBroker:
                 if error.args[0].code() in _PASSING and monotonic_us() < deadline:
                     time.sleep(0.1)
                     continue
-                raise BrokerError(f"{part}: {error.args[0].str()}") from None
+                asked = self._common["bootstrap.servers"]
+                raise BrokerError(f"{asked}: {part}: {error.args[0].str()}") from None
             if found is None:
                 raise BrokerError(f"{part}: no answer within {METADATA_TIMEOUT_S:.0f} s")
             low, high = found

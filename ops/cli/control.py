@@ -126,9 +126,10 @@ def freeze(
     bootstrap_servers: BootstrapServers = None,
 ) -> None:
     """Hold a target as it is for some fleet time."""
+    span_us = round(seconds(for_) * SECOND_US)
     chosen = settings(state_dir, bootstrap_servers)
     with broker(chosen) as log:
-        until = _fleet_now_us(log, chosen.fleet) + round(seconds(for_) * SECOND_US)
+        until = _fleet_now_us(log, chosen.fleet) + span_us
     _say(Freeze(target=target, until_us=until), state_dir, bootstrap_servers, by, reason)
 
 

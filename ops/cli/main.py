@@ -1,11 +1,15 @@
 """The `gpuloop` command: puts the groups together and turns expected failures into one line."""
 
 import logging
+import re
 import sys
 from typing import Final
 
 import msgspec
 import typer
+
+# Typer's own copy of click, which nothing public of it names.
+from typer._click.exceptions import NoArgsIsHelpError, UsageError
 
 from gpuloop.loop.settings import SettingsError
 from gpuloop.loop.shells.broker import BrokerError
@@ -33,6 +37,15 @@ app: Final = typer.Typer(
     rich_markup_mode="rich",
 )
 
+_PLAIN: Final = {
+    r"Value error, ": "",
+    r"Input should be a valid (number|integer), unable.*": r"not a \1",
+    r"not a integer": "not a whole number",
+    r"Input should be a valid datetime or date.*": "not a date like 2017-10-16",
+    r"Input should be ": "must be ",
+}
+"""What the parser of options says, in words that tell nothing of the library it asks."""
+
 RUN: Final = "Run"
 WATCH: Final = "Watch and judge"
 STEER: Final = "Steer"
@@ -59,11 +72,26 @@ def main() -> int:
     # What it would say, line after line, is said once by the exception that ends the command.
     logging.getLogger("librdkafka").setLevel(logging.CRITICAL)
     try:
-        app()
+        ended = app(standalone_mode=False)
+    except UsageError as error:
+        return _misused(error)
     except (StackError, SettingsError, BrokerError, msgspec.ValidationError, OSError) as error:
         print(f"gpuloop: {_told(error)}", file=sys.stderr)
         return 1
-    return 0
+    return ended if isinstance(ended, int) else 0
+
+
+def _misused(error: UsageError) -> int:
+    """Say in one line what is wrong with a command as it was typed."""
+    if isinstance(error, NoArgsIsHelpError):
+        error.show()
+        return 2
+    said = " ".join(error.format_message().split())
+    for pattern, words in _PLAIN.items():
+        said = re.sub(pattern, words, said)
+    asked = error.ctx.command_path if error.ctx is not None else "gpuloop"
+    print(f"gpuloop: {said.rstrip('.')}; see `{asked} --help`", file=sys.stderr)
+    return 2
 
 
 def _told(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from gpuloop.loop.settings import Settings
+from gpuloop.loop.settings import Settings, plain
 from gpuloop.loop.shells.clock import wall_us
 from gpuloop.ops.cli import context, live
 from gpuloop.ops.cli.context import AsJson, StateDir
@@ -129,7 +129,7 @@ def _with(settings: Settings, given: dict[str, object]) -> Settings:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
         option = "--" + where.rstrip("`").replace("_", "-")
-        raise StackError(f"{option}: {what[:1].lower()}{what[1:].replace('`', '')}") from None
+        raise StackError(f"{option}: {plain(what)}") from None
 
 
 def _begin_report(path: Path) -> None:
@@ -151,11 +151,13 @@ def _run_in_foreground(
     except KeyboardInterrupt:
         raise StackError("interrupted twice: everything was killed, nothing was counted") from None
     if ended.report is not None:
-        typer.echo("\n".join(report.lines(ended.report)))
+        if ended.report.seconds_to_ready is not None or ended.report.decisions:
+            typer.echo("\n".join(report.lines(ended.report)))
         if report_file is not None:
             write_report(report_file, ended.report)
     for name in ended.failed:
-        typer.echo(f"{name} was given up; see {layout.log(name)}", err=True)
+        if layout.log(name).exists():
+            typer.echo(f"{name} was given up; see {layout.log(name)}", err=True)
     if ended.problem:
         raise StackError(f"{ended.problem}; see {layout.logs}")
     if ended.failed:

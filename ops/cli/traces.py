@@ -24,6 +24,9 @@ def list_traces(folder: Folder = None, as_json: AsJson = False) -> None:
     """List the known traces with source and licence, and what of each is at hand."""
     from gpuloop.twin.traces import list_traces as known
 
+    where = folder or Settings.from_environment().traces
+    if where is not None and not where.is_dir():
+        raise StackError(f"there is no folder of traces at {where}")
     rows = [
         {
             "name": status.trace.name,
@@ -33,7 +36,7 @@ def list_traces(folder: Folder = None, as_json: AsJson = False) -> None:
             "about": status.trace.about,
             "source": status.trace.source,
         }
-        for status in known(folder or Settings.from_environment().traces)
+        for status in known(where)
     ]
     show(rows, as_json=as_json, empty="no trace is known")
 

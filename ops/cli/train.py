@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpuloop.ops.cli.context import print_json
+from gpuloop.ops.stack.preflight import refuse_no_traces
 from gpuloop.schemas.units import SECOND_US
 
 TRAIN_FROM = "2017-09-25"
@@ -54,6 +55,8 @@ def train(
 
     if algorithm not in ("sac", "td3"):
         raise typer.BadParameter(f"{algorithm} is neither sac nor td3", param_hint="--algorithm")
+    if traces is not None:
+        refuse_no_traces(traces)
     last_trained = _day(train_from) + timedelta(days=train_days)
     if _day(train_from) <= _day(check_from) < last_trained:
         raise typer.BadParameter("the check's days must be held out", param_hint="--check-from")

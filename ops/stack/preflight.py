@@ -40,18 +40,18 @@ def check(options: Options, *, fresh: bool) -> Settings:
     if "twin" not in services:
         return settings
     if settings.traces is not None:
-        _refuse_no_traces(settings.traces)
+        refuse_no_traces(settings.traces)
     if not fresh:
         settings = world.resume(layout.world, settings)
         if settings.traces is not None:
-            _refuse_no_traces(settings.traces)
+            refuse_no_traces(settings.traces)
     workload = _workload(settings)
     if not fresh:
         world.refuse_another(layout.root, settings, workload)
     return settings
 
 
-def _refuse_no_traces(folder: Path) -> None:
+def refuse_no_traces(folder: Path) -> None:
     """Refuse a folder that cannot be meant: the twin would run something else in silence."""
     if not folder.is_dir():
         raise StackError(f"there is no folder of traces at {folder}")

@@ -201,6 +201,9 @@ class _Run:
         while not self._stop.wait(STEP_SECONDS):
             now = monotonic()
             self._supervisor.step()
+            for name in INDISPENSABLE:
+                if units[name].phase is Phase.FAILED:
+                    raise StackError(f"{name}: {units[name].detail}")
             if "twin" in units and units["twin"].phase is Phase.READY:
                 self._trace = units["twin"].detail.partition(", fleet time")[0]
             if self._monitor is None and units["topics"].phase is Phase.READY:
@@ -211,9 +214,6 @@ class _Run:
                 log.info("the stack is ready", extra={"seconds": round(now - self._started, 1)})
             self._look(now)
             self._show(now)
-            for name in INDISPENSABLE:
-                if units[name].phase is Phase.FAILED:
-                    raise StackError(f"{name}: {units[name].detail}")
             if seconds is not None and self._is_over(now, seconds):
                 return
 

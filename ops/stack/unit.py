@@ -97,6 +97,7 @@ class Watched:
         self._asked: Future[Answer] | None = None
         self._failures = 0
         self._was_ready = False
+        self._blocked = False
         self._started = 0.0
         self._ready_since: float | None = None
         self._next = 0.0
@@ -119,6 +120,8 @@ class Watched:
 
     def trouble(self) -> str:
         """Return what a person must know of the unit: given up, or failing again and again."""
+        if self._blocked:
+            return ""  # What it waited for is the trouble.
         if self.phase is Phase.FAILED:
             return f"{self.unit.name} was given up: {self.detail}"
         if self._failures >= AGAIN:
@@ -128,7 +131,7 @@ class Watched:
     def cannot_start(self, why: str) -> None:
         """Give the unit up if it still waits; one that runs goes on without what it needed."""
         if self.phase is Phase.WAITING:
-            self.phase, self.detail = Phase.FAILED, why
+            self.phase, self.detail, self._blocked = Phase.FAILED, why, True
 
     def state(self) -> ProcessState:
         """Return what `status` shows."""

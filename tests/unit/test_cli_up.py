@@ -96,7 +96,7 @@ def begin(root: Path, settings: Settings) -> None:
         (("--start", "9999-12-31"), "--start 9999-12-31 is not between 1971-01-01 and"),
         (("--port", "99999"), "port 99999, requested for Kafka, is not between"),
         (("--without", "dreamer"), "no service dreamer"),
-        (("--speed", "0"), "--speed: expected float > 0"),
+        (("--speed", "0"), "--speed: expected a number > 0"),
         (("--speed", "nan"), "--speed: "),
         (("--report", "empty"), "--report empty is a folder; name a file"),
     ],
@@ -109,6 +109,35 @@ def test_what_cannot_run_is_refused_in_one_line_and_leaves_nothing(
         (line,) = said("up", *arguments, *detach)
         assert line.startswith(f"gpuloop: {complaint}")
         assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("up", "--seed", "-1"), "Invalid value for '--seed': must be greater than or equal to 0"),
+        (("up", "--speed", "x"), "Invalid value for '--speed': not a number"),
+        (("up", "--port", "x"), "Invalid value for '--port': not a whole number"),
+        (("up", "--start", "x"), "Invalid value for '--start': not a date like 2017-10-16"),
+        (("up", "--for", "5x"), "Invalid value: '5x' is no duration; write 90s, 5m or 1h30m"),
+        (("control", "freeze", "a", "--for", "5x"), "Invalid value: '5x' is no duration"),
+        (
+            ("control", "mode", "a", "scalin", "off"),
+            "Invalid value for 'actuator': 'scalin' is not",
+        ),
+        (("contrl",), "No such command 'contrl'. Did you mean 'control'?"),
+    ],
+)
+def test_what_was_mistyped_is_told_in_one_line_without_words_of_a_library(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    complaint: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpuloop", *arguments])
+    assert main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"gpuloop: {complaint}")
+    assert line.endswith("--help`")
 
 
 def test_start_outside_the_trace_is_refused_with_the_span_it_has(

@@ -36,6 +36,7 @@ from gpuloop.schemas.component import Context, Output
 from gpuloop.schemas.identity import decision_id, derived_event_id
 from gpuloop.schemas.messages import Command
 from gpuloop.schemas.messages.actions import Actuator, Mode, PriceTo, ScaleTo
+from gpuloop.schemas.messages.decisions import MAX_COMMANDS
 from gpuloop.schemas.policy import MIGRATION, ON_DEMAND, PRICE, SPOT, Floats, PoolBatch
 from gpuloop.schemas.units import USD_MICROS
 
@@ -248,7 +249,7 @@ def _drafts(
     if modes["migration"] != "off" and action[MIGRATION] > 0.0:
         budget = float(migration_budget(batch.running_jobs, mind.envelope)[row])
         left = max(0.0, budget - float(envelope.migrated[row]))
-        share = ceil(float(action[MIGRATION]) * left)
+        share = min(ceil(float(action[MIGRATION]) * left), MAX_COMMANDS - len(found))
         found.extend(_moves(state, origin, modes["migration"], share, ctx))
     return [draft(command) for command in found]
 

@@ -10,6 +10,8 @@ from gpuloop.schemas.units import Count, Digest, Name, Ratio, Text, TimeUs
 
 MAX_FEATURES = 256
 MAX_ACTIONS = 16
+MAX_COMMANDS = 256
+"""Commands that one decision may lead to: it names them all."""
 
 Vector = Annotated[tuple[float, ...], Meta(max_length=MAX_FEATURES)]
 Action = Annotated[tuple[float, ...], Meta(max_length=MAX_ACTIONS)]
@@ -87,7 +89,7 @@ class Decision(Message, frozen=True, kw_only=True):
     forecast_id: str
     modes: dict[Actuator, Mode]
     adjustments: Annotated[tuple[Adjustment, ...], Meta(max_length=256)]
-    command_ids: Annotated[tuple[Digest, ...], Meta(max_length=256)]
+    command_ids: Annotated[tuple[Digest, ...], Meta(max_length=MAX_COMMANDS)]
     stale_inputs: Annotated[tuple[Name, ...], Meta(max_length=MAX_FEATURES)]
     influences: Annotated[tuple[Influence, ...], Meta(max_length=8)]
     shadow_actions: dict[str, Action] = {}

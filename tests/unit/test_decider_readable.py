@@ -5,12 +5,13 @@ from typing import cast
 
 import numpy as np
 
-from builders import at, pool_state
-from decider_loop import Loop, decisions
+from builders import FLEET, at, control, pool_state, received
+from decider_loop import Loop, commands, decisions
 from gpuloop.loop.decide.deliberate import decide, look
 from gpuloop.loop.decide.policies import as_action
 from gpuloop.schemas.codec import Record, decode, encode
-from gpuloop.schemas.messages import Decision
+from gpuloop.schemas.messages import Decision, Fault
+from gpuloop.schemas.messages.control import Kill
 from gpuloop.schemas.policy import FEATURE_NAMES
 
 CALM = pool_state(allocated=190)
@@ -58,3 +59,23 @@ def test_no_number_of_a_batch_makes_a_decision_unreadable():
 
 def test_a_wish_that_is_no_number_is_written_as_none():
     assert as_action(np.array([np.nan, -0.25, 0.5])) == (0.0, -0.25, 0.5)
+
+
+def test_more_moves_than_a_decision_can_name_are_left_to_the_next_ones():
+    loop = Loop()
+    big = pool_state(running_jobs=4000, on_demand=400, spot=100, nodes_max=600, allocated=3900)
+    loop.minute(big)
+    loop.send(control(Kill(engaged=True)))
+    for node in range(38):
+        loop.running(*(f"j{node}-{index}" for index in range(8)), node=f"n{node}")
+        fault = Fault(fleet=FLEET, node=f"n{node}", pool="a100", kind="lost",
+                      event_time_us=loop.now_us, boot=1, seq=node)  # fmt: skip
+        loop.send(received("telemetry.faults", fault))
+    loop.send(control(Kill(engaged=False)))
+    moved: list[str] = []
+    for _ in range(3):
+        outputs = loop.minute(big)
+        (decision,) = decisions(outputs)
+        assert reread(decision).command_ids == tuple(one.command_id for one in commands(outputs))
+        moved += [one.target for one in commands(outputs)]
+    assert len(moved) == len(set(moved)) == 38 * 8

@@ -2,81 +2,30 @@
 
 import errno
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
-import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from builders import FLEET, START_US, pool_state
+from builders import FLEET, pool_state
 from gpuloop.loop.replay.recording import UNFINISHED
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.memory import MemoryBroker
-from gpuloop.ops.cli import context, control, recording, tail
+from gpuloop.ops.cli import context, recording, tail
 from gpuloop.ops.cli.context import seconds
 from gpuloop.ops.cli.lines import line
 from gpuloop.ops.cli.main import app, main
-from gpuloop.ops.stack import controls, report, world
+from gpuloop.ops.stack import controls, world
 from gpuloop.ops.stack.errors import StackError
-from gpuloop.ops.stack.report import Audited
 from gpuloop.ops.stack.services import SERVICES
-from gpuloop.ops.stack.tally import Tally
 from gpuloop.schemas.catalogue import CATALOGUE
-from gpuloop.schemas.codec import Encoded, decode, encode
+from gpuloop.schemas.codec import Encoded, encode
 from gpuloop.schemas.messages import (
     AuditRecord,
-    Command,
-    Control,
-    Outcome,
     Proposal,
-    Reward,
 )
-from gpuloop.schemas.messages.actions import ScaleTo
-from gpuloop.schemas.messages.control import PolicyStage, SetMode
-
-DIGEST = "ab" * 32
-COMMAND = Command(
-    fleet=FLEET,
-    command_id=DIGEST,
-    decision_id="d",
-    actuator="scaling",
-    target="a100",
-    pool="a100",
-    mode="auto",
-    before=ScaleTo(on_demand_nodes=16, spot_nodes=8),
-    to=ScaleTo(on_demand_nodes=17, spot_nodes=8),
-    inverse=None,
-    generation=0,
-    epoch=1,
-    issued_at_us=START_US,
-    expires_at_us=START_US,
-    gpus=8,
-    usd_micros_per_hour=29_000_000,
-    summary="a100: 16 -> 17 on-demand nodes",
-    reason="queue",
-    digest=DIGEST,
-)
-
-
-def outcome(status: str, reason: str) -> Outcome:
-    return msgspec.convert(
-        {
-            "fleet": FLEET,
-            "command_id": DIGEST,
-            "decision_id": "d",
-            "actuator": "scaling",
-            "target": "a100",
-            "pool": "a100",
-            "status": status,
-            "reason": reason,
-            "generation": 1,
-            "epoch": 1,
-            "event_time_us": START_US,
-        },
-        Outcome,
-    )
+from messages_shown import COMMAND, DIGEST, outcome
 
 
 @pytest.fixture
@@ -233,187 +182,11 @@ def test_tail_shows_the_newest_of_all_partitions_and_survives_bad_input() -> Non
     assert "does not follow its contract" in shown[-1]
 
 
-@pytest.fixture
-def fleet(run: CliRunner, monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
-    """Return what the control commands talk to."""
-    broker = MemoryBroker()
-    monkeypatch.setenv("GPULOOP_BOOTSTRAP_SERVERS", "a:1")
-    monkeypatch.setattr(control, "broker", lambda _: nullcontext(broker))
-    return broker
-
-
-def test_control_of_an_unknown_pool_is_refused_with_those_there_are(
-    fleet: MemoryBroker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = [
-        encode("state.pools", p, pool_state(p), event_id=p, source="s") for p in ("a100", "l4")
-    ]
-    fleet.produce(state)
-    for command in (("mode", "a10", "scaling", "advise"), ("objectives", "a10"),
-                    ("policy", "sac-9", "--pool", "a10"), ("reset-breaker", "a10")):  # fmt: skip
-        status, complaint = said(capsys, monkeypatch, "control", *command)
-        assert (status, complaint) == (
-            1,
-            ["gpuloop: no pool a10, did you mean a100?; there are a100, l4, or '*' for all"],
-        )
-    assert not any(fleet.ends(fleet.partitions("controls")).values())
-    for pool in ("a100", "*"):
-        assert CliRunner().invoke(app, ["control", "mode", pool, "scaling", "off"]).stderr == ""
-
-
-def test_control_of_a_pool_that_nobody_could_know_yet_is_obeyed_with_a_warning(
-    fleet: MemoryBroker, run: CliRunner
-) -> None:
-    done = run.invoke(app, ["control", "mode", "a10", "scaling", "advise"])
-    assert done.exit_code == 0
-    assert "no pool has been heard of yet" in done.stderr
-
-
-def test_control_of_an_unknown_policy_is_refused(
-    fleet: MemoryBroker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    status, (complaint,) = said(capsys, monkeypatch, "control", "policy", "sac-nonsense")
-    assert (status, "no policy sac-nonsense" in complaint) == (1, True)
-
-
-def test_kill_and_clear_say_which_they_did(fleet: MemoryBroker, run: CliRunner) -> None:
-    assert run.invoke(app, ["control", "kill"]).output.startswith("kill switch set: nothing new")
-    assert run.invoke(app, ["control", "clear"]).output.startswith("kill switch cleared on fleet")
-
-
 def test_policy_that_ships_is_not_dated_1970() -> None:
     shipped = controls.registry.shipped()
     assert shipped is not None
     assert shipped[0].created_wall_us == 0
     assert line(shipped[0], 1_000_000_000_000).startswith("2001-09-09 01:46:40  sac-")
-
-
-def test_first_controls_of_a_twin_grant_auto_and_the_shipped_policy_its_earned_alpha() -> None:
-    broker = MemoryBroker()
-    assert controls.publish_first(broker, FLEET)
-    said = [
-        message.body
-        for record in tail.records(broker, ("controls",), last=99, follow=False)
-        if isinstance(message := decode(record), Control)
-    ]
-    modes = {body.actuator: body.mode for body in said if isinstance(body, SetMode)}
-    assert modes == {"scaling": "auto", "pricing": "auto", "migration": "auto"}
-    shipped = controls.registry.shipped()
-    stages = [body for body in said if isinstance(body, PolicyStage)]
-    assert [(s.policy_id, s.alpha) for s in stages] == (
-        [] if shipped is None else [(shipped[0].policy_id, shipped[0].alpha)]
-    )
-
-
-def test_first_controls_never_overrule_what_was_said_before() -> None:
-    broker = MemoryBroker()
-    off = SetMode(pool="*", actuator="scaling", mode="off")
-    controls.publish(broker, [off], fleet=FLEET, by="ann", reason="")
-    assert not controls.publish_first(broker, FLEET)
-    assert len(list(tail.records(broker, ("controls",), last=99, follow=False))) == 1
-
-
-def test_tally_counts_applied_refused_and_money() -> None:
-    tally = Tally()
-    for message in (
-        COMMAND,
-        outcome("accepted", "ok"),
-        outcome("applied", "ok"),
-        outcome("rejected", "stale_epoch"),
-        outcome("expired", "expired"),
-        _reward(1_500_000, start=60),
-        _reward(-500_000, start=0),
-    ):
-        tally.take(message, timestamp_ms=0)
-    assert (tally.commands, tally.applied) == (1, 1)
-    assert dict(tally.refused) == {"stale_epoch": 1, "expired": 1}
-    assert tally.reward_total_usd_micros == 1_000_000
-    assert (tally.rewarded_from_us, tally.rewarded_until_us) == (0, 120)
-    assert len(tally.happened) == tally.happenings == 4
-
-
-def _reward(micros: int, *, start: int) -> Reward:
-    return Reward(
-        fleet=FLEET,
-        pool="a100",
-        decision_id="d",
-        start_us=start,
-        end_us=start + 60,
-        components={"revenue": micros},
-        total_usd_micros=micros,
-        overlap=0,
-        censored=False,
-        definition="x",
-    )
-
-
-def reported(tally: Tally, **changes: object) -> report.Report:
-    built = report.build(
-        tally,
-        trace="philly",
-        seed=3,
-        events=10,
-        audited=Audited(records=7, ok=True, problem=""),
-        resident_bytes=5,
-        restarts={},
-        started_wall_us=0,
-        ended_wall_us=60_000_000,
-    )
-    return msgspec.structs.replace(built, **changes)
-
-
-def test_report_says_of_its_money_what_is_booked_and_what_is_simulated() -> None:
-    tally = Tally()
-    tally.take(_reward(1_500_000, start=START_US), timestamp_ms=0)
-    simulated = report.Simulated(policy=2.0, rule=2.0, hours=0.5)
-    shown = "\n".join(report.lines(report.with_simulation(reported(tally), simulated)))
-    assert "reward, live         +1.50 USD" in shown
-    assert "of fleet time, 2017-10-16 00:00 to" in shown
-    assert "alpha 0: policy and rule are the same" in shown
-    learned = report.with_simulation(reported(tally, alpha=0.5), simulated)
-    assert "policy and rule are the same" not in "\n".join(report.lines(learned))
-
-
-def test_report_says_that_the_loop_was_blind_or_a_process_failed() -> None:
-    blind = reported(
-        Tally(),
-        seconds_without_fresh_state=40.0,
-        decisions_held=12,
-        troubles=("observe fails again and again: ended with status 75",),
-        problem="nothing was decided",
-    )
-    shown = "\n".join(report.lines(blind))
-    for words in ("NO FRESH STATE      for 40 s", "12 decisions wished", "observe fails again",
-                  "PROBLEM             nothing was decided", "nothing was booked"):  # fmt: skip
-        assert words in shown
-
-
-def test_report_has_the_promised_keys_and_types() -> None:
-    tally = Tally()
-    tally.take(_reward(1_500_000, start=0), timestamp_ms=0)
-    built = report.build(
-        tally,
-        trace="philly",
-        seed=3,
-        events=10,
-        audited=Audited(records=7, ok=True, problem=""),
-        resident_bytes=5,
-        restarts={"twin": 1},
-        started_wall_us=0,
-        ended_wall_us=60_000_000,
-    )
-    plain = json.loads(msgspec.json.encode(built))
-    promised = (
-        "trace seed events decisions commands_applied commands_refused rewards reward_total "
-        "reward_simulated_policy reward_simulated_rule alpha policy_versions causes audit_records "
-        "audit_ok resident_bytes seconds_to_first_decision"
-    )
-    assert set(promised.split()) <= set(plain)
-    assert plain["rewards"] == {"revenue": 1.5}
-    assert plain["reward_total"] == 1.5
-    assert plain["reward_simulated_rule"] is None
-    assert plain["seconds_to_first_decision"] is None
-    assert "verified" in "\n".join(report.lines(built))
 
 
 @pytest.mark.parametrize("damage", ['{"a":', "[]", '{"GPULOOP_SEED": "many"}', "\xff"])

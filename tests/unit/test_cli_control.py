@@ -1,0 +1,106 @@
+"""What people impose reaches `controls`, and what cannot be meant is refused before it does."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from builders import FLEET, pool_state
+from gpuloop.loop.shells.memory import MemoryBroker
+from gpuloop.ops.cli import control, tail
+from gpuloop.ops.cli.main import app, main
+from gpuloop.ops.stack import controls
+from gpuloop.schemas.codec import decode, encode
+from gpuloop.schemas.messages import Control
+from gpuloop.schemas.messages.control import PolicyStage, SetMode
+
+
+def said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, list[str]]:
+    """Run the command line; return its status and the lines of its complaint."""
+    monkeypatch.setattr("sys.argv", ["gpuloop", *arguments])
+    return main(), capsys.readouterr().err.splitlines()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
+    """Return what the control commands talk to."""
+    broker = MemoryBroker()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPULOOP_BOOTSTRAP_SERVERS", "a:1")
+    monkeypatch.setattr(control, "broker", lambda _: nullcontext(broker))
+    return broker
+
+
+def test_control_of_an_unknown_pool_is_refused_with_those_there_are(
+    fleet: MemoryBroker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = [
+        encode("state.pools", p, pool_state(p), event_id=p, source="s") for p in ("a100", "l4")
+    ]
+    fleet.produce(state)
+    for command in (("mode", "a10", "scaling", "advise"), ("objectives", "a10"),
+                    ("policy", "sac-9", "--pool", "a10"), ("reset-breaker", "a10")):  # fmt: skip
+        status, complaint = said(capsys, monkeypatch, "control", *command)
+        assert (status, complaint) == (
+            1,
+            ["gpuloop: no pool a10, did you mean a100?; there are a100, l4, or '*' for all"],
+        )
+    assert not any(fleet.ends(fleet.partitions("controls")).values())
+    for pool in ("a100", "*"):
+        assert CliRunner().invoke(app, ["control", "mode", pool, "scaling", "off"]).stderr == ""
+
+
+def test_control_of_a_pool_that_nobody_could_know_yet_is_obeyed_with_a_warning(
+    fleet: MemoryBroker,
+) -> None:
+    done = CliRunner().invoke(app, ["control", "mode", "a10", "scaling", "advise"])
+    assert done.exit_code == 0
+    assert "no pool has been heard of yet" in done.stderr
+
+
+def test_control_of_an_unknown_policy_is_refused(
+    fleet: MemoryBroker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, (complaint,) = said(capsys, monkeypatch, "control", "policy", "sac-nonsense")
+    assert (status, "no policy sac-nonsense" in complaint) == (1, True)
+
+
+def test_kill_and_clear_say_which_they_did(fleet: MemoryBroker) -> None:
+    assert (
+        CliRunner()
+        .invoke(app, ["control", "kill"])
+        .output.startswith("kill switch set: nothing new")
+    )
+    assert (
+        CliRunner()
+        .invoke(app, ["control", "clear"])
+        .output.startswith("kill switch cleared on fleet")
+    )
+
+
+def test_first_controls_of_a_twin_grant_auto_and_the_shipped_policy_its_earned_alpha() -> None:
+    broker = MemoryBroker()
+    assert controls.publish_first(broker, FLEET)
+    said = [
+        message.body
+        for record in tail.records(broker, ("controls",), last=99, follow=False)
+        if isinstance(message := decode(record), Control)
+    ]
+    modes = {body.actuator: body.mode for body in said if isinstance(body, SetMode)}
+    assert modes == {"scaling": "auto", "pricing": "auto", "migration": "auto"}
+    shipped = controls.registry.shipped()
+    stages = [body for body in said if isinstance(body, PolicyStage)]
+    assert [(s.policy_id, s.alpha) for s in stages] == (
+        [] if shipped is None else [(shipped[0].policy_id, shipped[0].alpha)]
+    )
+
+
+def test_first_controls_never_overrule_what_was_said_before() -> None:
+    broker = MemoryBroker()
+    off = SetMode(pool="*", actuator="scaling", mode="off")
+    controls.publish(broker, [off], fleet=FLEET, by="ann", reason="")
+    assert not controls.publish_first(broker, FLEET)
+    assert len(list(tail.records(broker, ("controls",), last=99, follow=False))) == 1

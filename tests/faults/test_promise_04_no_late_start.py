@@ -17,6 +17,7 @@ from faults.memory_fleet import MemoryFleet, scale_command
 from faults.storm import rage, storm
 from gpuloop.actuators import executor
 from gpuloop.actuators.executor import LONGEST_LIFETIME_US, ExecutorState
+from gpuloop.loop.decide import answers
 from gpuloop.schemas.component import load, save
 from gpuloop.schemas.messages import Approval
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
@@ -67,6 +68,7 @@ def check_approval(seed: int) -> list[str]:
     outputs = loop.minute(pool_state(queued=int(rng.integers(150, 400))))
     (shown,) = proposals(outputs)
     loop.wall_us = shown.answer_by_wall_us + int(rng.integers(0, MINUTE_US))
+    loop.renew()
     yes = Approval(
         fleet=shown.fleet,
         command_id=shown.command.command_id,
@@ -111,6 +113,11 @@ GUARDS = [
             ("if command.expires_at_us > now_us + LONGEST_LIFETIME_US:", "if False:"),
         ),
         check_clocks,
+    ),
+    Guard(
+        "the decider looks at the time to answer",
+        line(answers.on_approval, ("if ctx.wall_us >= one.answer_by_wall_us:", "if False:")),
+        check_approval,
     ),
 ]
 

@@ -18,10 +18,10 @@ from safetensors.numpy import save as save_tensors
 from builders import START_US, control, pool_state, received
 from decider_loop import Loop as DeciderLoop
 from decider_loop import decisions
-from faults.guards import Guard, line, value, violations
+from faults.guards import Guard, both, line, value, violations
 from faults.loops import Blackout, build, constant
 from gpuloop.actuators import envelope
-from gpuloop.loop.decide import observation
+from gpuloop.loop.decide import observation, policies, record
 from gpuloop.loop.evaluate.keys import public_hex, sign_policy
 from gpuloop.reasoning import actor
 from gpuloop.schemas.codec import BadInput, Record, decode, encode
@@ -143,12 +143,12 @@ def unreadable(found: Sequence[Decision]) -> list[str]:
     problems = []
     for decision in found:
         written = encode("decisions", decision.pool, decision, event_id="d", source="test")
-        record = Record(
+        written_record = Record(
             topic="decisions", partition=0, offset=0, timestamp_ms=0, key=written.key,
             headers=written.headers, value=written.value,
         )  # fmt: skip
         try:
-            decode(record)
+            decode(written_record)
         except BadInput as error:
             problems.append(f"a decision that cannot be read: {error}")
     return problems
@@ -176,6 +176,12 @@ def test_a_whole_policy_does_not() -> None:
     assert any(one.executed_action != other.executed_action for one, other in pairs)
 
 
+WRITTEN = both(
+    line(policies.as_action, ("np.nan_to_num(np.round(", "np.asarray(np.round(")),
+    line(record._numbers, ("np.nan_to_num(values)", "np.asarray(values)")),
+)
+"""That no decision is written with a number that is none, which guards against the same."""
+
 GUARDS = [
     Guard(
         "shrinking takes everything fresh",
@@ -196,12 +202,12 @@ GUARDS = [
     ),
     Guard(
         "weights must be numbers",
-        line(actor._tensor, ("if not np.isfinite(values).all():", "if False:")),
+        both(WRITTEN, line(actor._tensor, ("if not np.isfinite(values).all():", "if False:"))),
         check_policy,
     ),
     Guard(
         "a forward pass must not overflow",
-        value(actor, "MOST", float("inf")),
+        both(WRITTEN, value(actor, "MOST", float("inf"))),
         check_policy,
     ),
 ]  # fmt: skip

@@ -5,7 +5,8 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -19,7 +20,7 @@ from gpuloop.schemas.catalogue import CATALOGUE
 from gpuloop.schemas.codec import Record, decode
 from gpuloop.schemas.messages import Message
 
-PATIENCE_S = 180.0
+PATIENCE_S = 420.0
 UNWATCHED = ("telemetry.gpu", "internal.", "state.nodes", "policies.weights", "audit")
 
 
@@ -124,6 +125,42 @@ class LoopStack:
     def log(self, name: str) -> str:
         path = self.state_dir / "logs" / f"{name}.log"
         return path.read_text()[-4000:] if path.exists() else ""
+
+
+OUTPUTS = {
+    "twin": "telemetry.resources",
+    "framer": "internal.frames",
+    "observe": "state.pools",
+    "forecaster": "insight.forecasts",
+    "causes": "internal.journal",
+    "decider": "decisions",
+    "evaluator": "rewards",
+    "auditor": "audit",
+    "learner": "policies",
+    "keeper": "controls",
+}
+"""A topic on which each service says something again and again while it does its work."""
+
+
+@contextmanager
+def listening(broker: KafkaBroker, name: str) -> Iterator[Callable[[], bool]]:
+    """Return what says whether a service has written anything from now on.
+
+    What has no output on the stream is believed by its own health alone.
+    """
+    if name not in OUTPUTS:
+        yield lambda: True
+        return
+    consumer = broker.consumer(positions_of(broker, OUTPUTS[name]))
+
+    def spoke() -> bool:
+        sources = (r.header("ce_source") for r in consumer.poll(max_records=500, timeout_s=0.1))
+        return any((source or "").rpartition("/")[2] == name for source in sources)
+
+    try:
+        yield spoke
+    finally:
+        consumer.close()
 
 
 def positions_of(broker: KafkaBroker, topic: str) -> dict[Partition, int]:

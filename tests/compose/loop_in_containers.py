@@ -30,7 +30,7 @@ from integration.test_end_to_end import (  # noqa: F401  Collected here once mor
     test_rewards_arrive_and_a_policy_version_appears,
     test_the_audit_chain_verifies_and_the_recording_replays,
 )
-from loop_stack import LoopStack, Watch
+from loop_stack import LoopStack, Watch, listening
 
 pytestmark = pytest.mark.timeout(3600)
 GIVEN = json.loads(os.environ["TEST_COMPOSE"])
@@ -138,6 +138,8 @@ def test_a_killed_container_comes_back_and_the_loop_goes_on(watch, name):
         return any(d.tick_us > tick + MINUTE_US for d in messages(watch, Decision, "decisions"))
 
     watch.until(f"decisions to go on without the old {name}", on)
+    with listening(watch.broker, name) as spoke:
+        watch.until(f"{name} to do its own work again", spoke)
     print(f"RECOVERED {name} {healthy:.1f} s")
 
 

@@ -36,7 +36,7 @@ from gpuloop.schemas.messages.learning import COMPONENTS
 from gpuloop.schemas.units import MINUTE_US
 from gpuloop.twin.config import Injection, TwinConfig
 from gpuloop.twin.demand import reservation_price
-from loop_stack import LoopStack, Watch
+from loop_stack import LoopStack, Watch, listening
 
 pytestmark = [pytest.mark.kafka, pytest.mark.stores, pytest.mark.timeout(900)]
 
@@ -97,6 +97,11 @@ def commands(watch, *actuators):
 def nodes(state):
     assert isinstance(state, ScaleTo)
     return state.on_demand_nodes + state.spot_nodes
+
+
+def test_the_whole_stack_stays_within_its_memory(stack, watch):
+    watch.until("a decision", lambda: watch.of("decisions"))
+    assert 0 < stack.state.resident_peak_bytes < 3.5 * 2**30
 
 
 def test_a_burst_leads_to_a_scaling_command_that_the_twin_applies(watch):
@@ -306,6 +311,8 @@ def test_a_killed_service_comes_back_and_the_loop_goes_on(stack, watch, name):
         return any(d.tick_us > tick + MINUTE_US for d in messages(watch, Decision, "decisions"))
 
     watch.until(f"decisions to go on without the old {name}", on)
+    with listening(watch.broker, name) as spoke:
+        watch.until(f"{name} to do its own work again:\n{stack.log(name)}", spoke)
 
 
 def test_the_invariants_held_through_it_all(stack, watch):

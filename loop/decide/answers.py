@@ -4,7 +4,6 @@ An approval is bound to what was shown; what it was shown for is checked again b
 released. Outcomes give back budgets that were not used and count towards the breaker.
 """
 
-from collections.abc import Mapping
 from math import ceil
 from typing import Final
 
@@ -12,10 +11,9 @@ import msgspec
 
 from gpuloop.loop.decide.deliberate import Mind
 from gpuloop.loop.decide.governance import is_frozen, mode_of, obstacle
-from gpuloop.loop.decide.memory import PoolMemory
 from gpuloop.loop.decide.observation import freshness
 from gpuloop.loop.decide.recheck import objection
-from gpuloop.loop.decide.release import Waiting, close, release_waiting, veto
+from gpuloop.loop.decide.release import MOOT, Waiting, close, release_waiting, unbook, veto
 from gpuloop.loop.decide.state import DeciderState
 from gpuloop.schemas.component import Context, Output
 from gpuloop.schemas.messages import Approval, Outcome, PoolState
@@ -117,9 +115,9 @@ def _may_shrink(to: DesiredState, pool: PoolState, now_us: int) -> bool:
     return to.on_demand_nodes + to.spot_nodes >= needed
 
 
-def on_outcome(pools: Mapping[str, PoolMemory], outcome: Outcome) -> None:
+def on_outcome(state: DeciderState, outcome: Outcome) -> None:
     """Settle the account of a command that has run its course."""
-    memory = pools.get(outcome.pool)
+    memory = state.pools.get(outcome.pool)
     if memory is None or outcome.reason == "duplicate":
         return
     if isinstance(outcome.observed, ScaleTo) and outcome.generation >= memory.desired_generation:
@@ -139,9 +137,10 @@ def on_outcome(pools: Mapping[str, PoolMemory], outcome: Outcome) -> None:
         memory.changes = [
             change for change in memory.changes if change.command_id != outcome.command_id
         ]
+        unbook(state.desk, memory, outcome)
         if outcome.reason == "no_capacity" and flight.grows:
             memory.closed_until_us[flight.grows[-1]] = outcome.event_time_us + NO_CAPACITY_US
-        gone = outcome.actuator == "migration" and outcome.reason == "unknown_target"
+        gone = outcome.actuator == "migration" and outcome.reason in MOOT
         if outcome.reason not in HARMLESS and not gone:
             memory.failures += 1
             memory.breaker_open |= memory.failures >= BREAKER_FAILURES

@@ -147,7 +147,7 @@ class Decider:
                 return on_approval(self.mind, state, approval, ctx)
             case Outcome() as outcome:
                 acted(state.governance, outcome.epoch)
-                on_outcome(state.pools, outcome)
+                on_outcome(state, outcome)
             case PolicyVersion() as version:
                 staged = staged_policies(state.governance)
                 accept_version(state.library, version, self.trusted_keys, staged)

@@ -17,7 +17,7 @@ from gpuloop.loop.decide.vetoes import Veto, lasting, refuse, said_no
 from gpuloop.schemas.catalogue import action_topic
 from gpuloop.schemas.component import Context, Output, State
 from gpuloop.schemas.identity import derived_event_id
-from gpuloop.schemas.messages import Command, Proposal
+from gpuloop.schemas.messages import Command, Outcome, Proposal
 from gpuloop.schemas.messages.actions import ScaleTo
 from gpuloop.schemas.messages.telemetry import Billing
 from gpuloop.schemas.units import MINUTE_US
@@ -30,6 +30,9 @@ SHOWN_AGAIN_US: Final = 15 * MINUTE_US
 
 MOVE_AGAIN_US: Final = 15 * MINUTE_US
 """A job that was moved is left alone for this long."""
+
+MOOT: Final = frozenset({"superseded", "unknown_target"})
+"""Reasons that say there is nothing left to move."""
 
 Ending = Literal["approved", "vetoed", "lapsed", "stale"]
 
@@ -159,6 +162,24 @@ def send(desk: Desk, memory: PoolMemory, command: Command, change: Change) -> No
     )
     if command.actuator == "migration":
         desk.moved[command.target] = command.issued_at_us
+
+
+def unbook(desk: Desk, memory: PoolMemory, outcome: Outcome) -> None:
+    """Take back what was booked for a command that was not done: its move, and its leases.
+
+    A job that is gone or away already needs no other move, so it is left alone as if moved. What is
+    leased for the pool as a whole stays while others of the same actuator are under way.
+    """
+    actuator, pool = outcome.actuator, outcome.pool
+    if actuator == "migration" and outcome.reason not in MOOT:
+        desk.moved.pop(outcome.target, None)
+    names = [f"job/{outcome.target}"]
+    if not any(flight.actuator == actuator for flight in memory.flights.values()):
+        names += [f"room/{pool}", f"price/{pool}"]
+    for name in names:
+        lease = desk.leases.get(name)
+        if lease is not None and lease.actuator == actuator:
+            del desk.leases[name]
 
 
 def _growing(command: Command) -> tuple[Billing, ...]:

@@ -128,6 +128,35 @@ def test_a_job_is_not_moved_again_right_after_a_move():
     assert commands(loop.minute(CALM)) == []
 
 
+def test_a_move_that_failed_is_tried_again_and_one_under_way_is_not():
+    loop = ready()
+    first, second = commands(strike(loop, fault()))
+    loop.answer(first, "failed", "no_capacity")
+    again = commands(loop.minute(CALM))
+    assert [one.target for one in again] == [first.target]
+    for one in (*again, second):
+        loop.answer(one, "failed", "no_capacity")
+    assert not loop.state.desk.moved
+    assert not loop.state.desk.leases
+
+
+@pytest.mark.parametrize("reason", ["superseded", "unknown_target"])
+def test_a_job_that_is_not_there_to_be_moved_is_not_asked_for_again(reason: str):
+    loop = ready()
+    for one in commands(strike(loop, fault())):
+        loop.answer(one, "failed", reason)
+    assert commands(loop.minute(CALM)) == []
+
+
+def test_a_move_that_failed_frees_the_room_only_once_no_other_is_under_way():
+    loop = ready()
+    first, second = commands(strike(loop, fault()))
+    loop.answer(first, "failed", "no_capacity")
+    assert set(loop.state.desk.leases) == {"room/a100", f"job/{second.target}"}
+    loop.answer(second, "applied")
+    assert set(loop.state.desk.leases) == {"room/a100", f"job/{second.target}"}
+
+
 def test_no_pool_is_shrunk_while_its_jobs_are_being_moved():
     loop, idle = ready(), replace(CALM, gpus_allocated=40, running_jobs=4)
     for _ in range(12):

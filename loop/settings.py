@@ -19,6 +19,9 @@ from gpuloop.schemas.units import SECOND_US, Count, Name
 PREFIX: Final = "GPULOOP_"
 LISTS: Final = frozenset({"trusted_keys", "audit_keys"})
 
+MAX_SPEED: Final = 600.0
+"""How fast a twin can go: a minute of fleet time in each step, and ten steps a second."""
+
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
@@ -63,8 +66,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     speed: Annotated[
         float,
-        Meta(gt=0, le=100_000),
-        _about("seconds of fleet time per second of wall time, twin only"),
+        Meta(gt=0, le=MAX_SPEED),
+        _about("seconds of fleet time per second of wall time, up to 600, twin only"),
     ] = 60.0
     seed: Annotated[Count, _about("root of all random draws")] = 0
     postgres_dsn: Annotated[str, _about("PostgreSQL or TimescaleDB; empty: none")] = ""

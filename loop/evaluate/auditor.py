@@ -150,7 +150,10 @@ def last_checkpoint(
     trusted = [checkpoint for checkpoint in found if is_genuine(checkpoint, trusted_keys)]
     if found and not trusted:
         signers = ", ".join(sorted({checkpoint.public_key for checkpoint in found}))
-        raise AuditError(f"the audit topic was signed by keys that are not trusted: {signers}")
+        raise AuditError(
+            f"the audit topic was signed by keys that are not trusted: {signers}; put the auditor's"
+            " key back, or name these in GPULOOP_AUDIT_KEYS"
+        )
     return max(trusted, key=lambda checkpoint: checkpoint.number, default=None)
 
 

@@ -42,8 +42,10 @@ def load_or_create(path: Path) -> Ed25519PrivateKey:
         raise KeyFileError(f"{path} is readable by others; chmod 600 it")
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
-    except (ValueError, TypeError) as error:
-        raise KeyFileError(f"{path} holds no usable key: {error}") from None
+    except (ValueError, TypeError):
+        raise KeyFileError(
+            f"{path} holds no usable key: put back a copy, or move it away and a new one is made"
+        ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{path} holds a {type(key).__name__}, not an Ed25519 key")
     return key

@@ -4,6 +4,7 @@ Pure: the tally, the supervisor's units and the wall time are given.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from gpuloop.ops.stack.tally import Tally
@@ -14,6 +15,9 @@ from gpuloop.schemas.units import SECOND_US, calendar_time
 STALE_SECONDS: Final = 20.0
 STALE_TICKS: Final = 4
 """A state is not fresh when it is older than both: slow worlds say something rarely."""
+
+ROOM_BYTES: Final = 256 * 2**20
+"""Enough for some minutes; with less it is said while it can still be written down."""
 
 
 def stale_seconds(speed: float) -> float:
@@ -35,6 +39,14 @@ def of_state(tally: Tally, *, now_us: int, ready_us: int, speed: float) -> str:
     if age <= stale_seconds(speed):
         return ""
     return f"no fresh state for {age:.0f} s: decisions hold what stands until observe catches up"
+
+
+def of_room(root: Path, free_bytes: int) -> list[str]:
+    """Return that the disk fills up, if it does."""
+    if free_bytes >= ROOM_BYTES:
+        return []
+    free_mib = free_bytes // 2**20
+    return [f"{free_mib} MiB of room in {root}: Kafka ends when there is none; make some"]
 
 
 def of_people(tally: Tally) -> list[str]:

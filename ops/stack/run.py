@@ -7,6 +7,7 @@ the report counts everything and the audit is complete.
 
 import logging
 import os
+import shutil
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -227,7 +228,9 @@ class _Run:
 
     def _look(self, now: float) -> None:
         """Note what a person must know, and for how long there was no fresh state."""
-        said = notices.of_units(self._supervisor.units.values())
+        root = self._layout.root
+        said = notices.of_room(root, shutil.disk_usage(root).free)
+        said += notices.of_units(self._supervisor.units.values())
         if self._ready is not None and self._monitor is not None:
             fleet = "observe" in self._stack.services
             with self._monitor.lock:

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from gpuloop.ops.cli.live import PlainView
-from gpuloop.ops.stack import process
+from gpuloop.ops.stack import notices, process
 from gpuloop.ops.stack.state import StackState, read, write
 
 
@@ -71,3 +71,9 @@ def test_a_log_that_is_too_long_is_emptied_although_no_older_file_has_room(
     monkeypatch.setattr(process.shutil, "copyfile", no_room)
     process.bound_log(log, 50)
     assert log.stat().st_size == 0
+
+
+def test_a_disk_that_fills_up_is_said_before_it_is_full() -> None:
+    [said] = notices.of_room(Path("/state"), 200 * 2**20)
+    assert said.startswith("200 MiB of room in /state")
+    assert notices.of_room(Path("/state"), notices.ROOM_BYTES) == []

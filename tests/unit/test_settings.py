@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuloop.loop.settings import Settings, SettingsError, variables
+from gpuloop.loop.settings import MAX_SPEED, Settings, SettingsError, variables
+from gpuloop.loop.shells.transactional import WorldConfig
 
 
 def test_an_empty_environment_gives_the_documented_defaults() -> None:
@@ -68,3 +69,14 @@ def test_settings_travel_to_a_child_process_unchanged() -> None:
 def test_what_does_not_fit_is_refused_by_its_name(name: str, value: str, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         Settings.from_environment({name: value})
+
+
+def test_no_world_is_asked_to_go_faster_than_it_can_step() -> None:
+    world = WorldConfig(fleet="local", seed=0, start_us=0, speed=MAX_SPEED)
+    assert world.step_max_us / world.step_every_us == MAX_SPEED
+
+
+@pytest.mark.parametrize("speed", ["601", "1e9", "0", "-1", "nan", "inf"])
+def test_a_speed_that_no_world_can_keep_is_refused(speed: str) -> None:
+    with pytest.raises(SettingsError, match="GPULOOP_SPEED: expected a number"):
+        Settings.from_environment({"GPULOOP_SPEED": speed})

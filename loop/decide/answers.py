@@ -11,12 +11,14 @@ import msgspec
 
 from gpuloop.loop.decide.deliberate import Mind
 from gpuloop.loop.decide.governance import is_frozen, mode_of, obstacle
+from gpuloop.loop.decide.memory import PoolMemory
 from gpuloop.loop.decide.observation import freshness
 from gpuloop.loop.decide.recheck import objection
 from gpuloop.loop.decide.release import MOOT, Waiting, close, release_waiting, unbook, veto
 from gpuloop.loop.decide.state import DeciderState
+from gpuloop.loop.decide.suspects import at_risk
 from gpuloop.schemas.component import Context, Output
-from gpuloop.schemas.messages import Approval, Outcome, PoolState
+from gpuloop.schemas.messages import Approval, JobState, Outcome, PoolState
 from gpuloop.schemas.messages.actions import DesiredState, ScaleTo
 from gpuloop.schemas.units import MINUTE_US
 
@@ -94,6 +96,8 @@ def _changed(one: Waiting, state: DeciderState, ctx: Context) -> str | None:
     if command.actuator == "migration":
         job = state.jobs.get(command.target)
         generation = None if job is None else job.generation
+        if job is not None and (why := _stays(state, memory, job)) is not None:
+            return why
     else:
         generation = memory.latest.generations.get(command.actuator, 0)
         if any(flight.actuator == command.actuator for flight in memory.flights.values()):
@@ -105,6 +109,17 @@ def _changed(one: Waiting, state: DeciderState, ctx: Context) -> str | None:
     if one.change.stopped and not _may_shrink(command.to, memory.latest, ctx.now_us):
         return "work runs on nodes it would take, or what is known is not fresh"
     return None
+
+
+def _stays(state: DeciderState, memory: PoolMemory, job: JobState) -> str | None:
+    """Return why a job is not to be moved any more, or None: its reason must still hold."""
+    if not at_risk(state.suspects, job):
+        return f"no node that {job.job} runs on is under suspicion any more"
+    moving = any(
+        flight.actuator == "migration" and flight.target == job.job
+        for flight in memory.flights.values()
+    )
+    return f"{job.job} was moved a moment ago" if moving or job.job in state.desk.moved else None
 
 
 def _may_shrink(to: DesiredState, pool: PoolState, now_us: int) -> bool:

@@ -35,6 +35,7 @@ from gpuloop.loop.decide.state import (
     know_job,
     know_offer,
     know_pool,
+    nodes_asked_about,
 )
 from gpuloop.loop.decide.suspects import Suspects, Suspicion, lapse, on_cause, on_fault
 from gpuloop.reasoning.rule import RuleConfig
@@ -183,7 +184,7 @@ class Decider:
         outputs = expire(state, ctx)
         for memory in state.pools.values():
             forget(memory, ctx.now_us, self.mind.envelope.window_us)
-        lapse(state.suspects, ctx.now_us)
+        lapse(state.suspects, ctx.now_us, nodes_asked_about(state))
         tidy(state.desk, ctx.now_us, ctx.wall_us)
         late_us = tick_us - CONTROL_TICK_US
         if state.decided_us == 0 and state.pools:

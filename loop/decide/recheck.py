@@ -11,8 +11,8 @@ from gpuloop.loop.decide.deliberate import Mind, look
 from gpuloop.loop.decide.state import DeciderState
 from gpuloop.schemas.component import Context
 from gpuloop.schemas.messages import Command
-from gpuloop.schemas.messages.actions import PriceTo, ScaleTo
-from gpuloop.schemas.policy import EPOCH_US, PRICE
+from gpuloop.schemas.messages.actions import MigrateTo, PriceTo, ScaleTo
+from gpuloop.schemas.policy import EPOCH_US, MIGRATION, PRICE
 from gpuloop.schemas.units import USD_MICROS
 
 
@@ -29,8 +29,10 @@ def objection(mind: Mind, state: DeciderState, command: Command, ctx: Context) -
             wish[row, NODES] = on_demand, spot
         case PriceTo(usd_micros_per_gpu_hour=micros):
             wish[row, PRICE] = micros / USD_MICROS
+        case MigrateTo():
+            wish[row, MIGRATION] = 1.0
         case _:
-            return None
+            return f"nothing here moves {command.actuator}"
     executed = apply_envelope(wish, view.batch, view.envelope, mind.envelope)
     if np.allclose(executed.action[row], wish[row], atol=1e-9):
         return None

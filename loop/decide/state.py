@@ -86,6 +86,24 @@ def movable_jobs(state: DeciderState, pool: str) -> list[JobState]:
     ]
 
 
+def nodes_asked_about(state: DeciderState) -> set[str]:
+    """Return suspected nodes that a person is asked to let a job leave.
+
+    Only questions that were put while the suspicion held count, and each ends by itself: a
+    suspicion outlasts its time by as long as a person has to answer, and no longer.
+    """
+    suspects, found = state.suspects.nodes, set()
+    for one in state.desk.waiting.values():
+        job = state.jobs.get(one.command.target)
+        if one.command.actuator != "migration" or job is None:
+            continue
+        asked_us = one.command.issued_at_us
+        found |= {
+            node for node in job.nodes if node in suspects and asked_us <= suspects[node].until_us
+        }
+    return found
+
+
 def surroundings(state: DeciderState, now_us: int) -> Surroundings:
     """Return what is known beside the pools' states, at one moment."""
     budget = fleet_budget(state.governance)

@@ -4,7 +4,7 @@ A node is suspected until it recovers or the suspicion lapses; while it is, furt
 starts nothing new. Whether its jobs may be moved is for the envelope to say.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import msgspec
@@ -82,22 +82,31 @@ def on_cause(
     return _suspect(suspects, found, now_us)
 
 
-def lapse(suspects: Suspects, now_us: int) -> None:
-    """Drop suspicions and counts that are over."""
-    suspects.nodes = {name: one for name, one in suspects.nodes.items() if one.until_us > now_us}
+def lapse(suspects: Suspects, now_us: int, asked_for: Collection[str] = ()) -> None:
+    """Drop suspicions and counts that are over, but for nodes that a person is being asked about.
+
+    A person lives in wall time and a suspicion in fleet time, which may be sixty times as fast: the
+    reason of a question must not go before there was time to answer it.
+    """
+    suspects.nodes = {
+        name: one
+        for name, one in suspects.nodes.items()
+        if one.until_us > now_us or name in asked_for
+    }
     oldest = now_us - REPEAT_WINDOW_US
     suspects.repeats = {key: times for key, times in suspects.repeats.items() if times[-1] > oldest}
+
+
+def at_risk(suspects: Suspects, job: JobState) -> bool:
+    """Return whether a job runs on a suspected node."""
+    return any(node in suspects.nodes for node in job.nodes)
 
 
 def jobs_at_risk(suspects: Suspects, jobs: Mapping[str, JobState], pool: str) -> list[JobState]:
     """Return the running jobs of a pool on suspected nodes, the largest first."""
     if not suspects.nodes:
         return []
-    found = [
-        job
-        for job in jobs.values()
-        if job.pool == pool and any(node in suspects.nodes for node in job.nodes)
-    ]
+    found = [job for job in jobs.values() if job.pool == pool and at_risk(suspects, job)]
     return sorted(found, key=lambda job: (-job.gpus, job.job))
 
 

@@ -4,10 +4,8 @@
 of an executor. Between two calls everything that matters is in `state`, which can be saved, loaded
 and gone on with to the same outputs.
 
-Measured with static capacity on Philly, 16 and 17 October 2017, four seeds: about 3,080 arrivals at
-an arrival share of 0.85, 18 % refused at the first quotes, 79 to 85 % of 512 GPUs allocated, mean
-wait 3,300 to 3,500 s (published for Philly: 3,761 s). One core runs some 2,400 minutes of fleet
-time a second without GPU samples and some 60 with samples every 10 s.
+`benchmarks/twin.py` compares a fleet that stands still with what was published of Philly, and says
+how fast the twin runs.
 """
 
 import heapq

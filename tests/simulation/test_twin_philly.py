@@ -1,8 +1,7 @@
 """The default fleet on 16 to 18 October 2017 of Philly, under static capacity.
 
-Seed 0 prints 3,076 arrivals, 18 % refused, a mean wait of 3,507 s, 80 % of GPUs allocated and 445
-cancelled in the queue. Published for Philly are a mean queueing delay of 3,761 s and 9 % cancelled,
-queued or running. Other seeds (1 to 3) wait 3,308 to 3,481 s at 79 % to 85 %.
+Published for Philly are a mean queueing delay of 3,761 s and 9 % cancelled, queued or running;
+`benchmarks/twin.py` prints what several seeds show beside it.
 """
 
 import os

@@ -38,6 +38,11 @@ def verify(
         )
     else:
         typer.echo(f"the first bad record, after {found.records} good ones: {found.first_bad}")
+    if found.ok and found.anchors < found.checkpoints and not as_json:
+        typer.echo(
+            f"{found.checkpoints - found.anchors} checkpoints have no anchor, as when the file of "
+            "anchors was cut: what only they cover the holder of the key could have written anew"
+        )
     if found.missed and not as_json:
         more = "" if len(found.gaps) < MAX_GAPS else " ..."
         typer.echo(

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
 from gpuloop.loop.evaluate.auditor import Auditor
 from gpuloop.loop.evaluate.chain import GENESIS, checkpoint_hash, record_hash
 from gpuloop.loop.evaluate.keys import load_or_create, public_hex
 from gpuloop.loop.evaluate.verify import MAX_UNSIGNED_RECORDS, VerifyReport, verify
+from gpuloop.ops.cli.main import app
 from gpuloop.schemas.codec import Encoded, Record, decode
 from gpuloop.schemas.messages import AuditCheckpoint, AuditRecord
 
@@ -327,3 +329,22 @@ def test_a_signed_checkpoint_that_follows_no_known_one_is_found(topic: Topic) ->
     )
     topic.write(fork.checkpoint(wall_us=99)[1])
     assert "checkpoint 2: does not follow the checkpoint before it" in first_bad(topic.verify())
+
+
+@pytest.mark.parametrize(("anchors", "said"), [(1, True), (3, False)])
+def test_checkpoints_that_are_anchored_nowhere_are_said(
+    monkeypatch: pytest.MonkeyPatch, anchors: int, said: bool
+) -> None:
+    report = VerifyReport(
+        ok=True,
+        records=9,
+        chains=1,
+        checkpoints=3,
+        anchors=anchors,
+        unsigned_records=0,
+        first_bad=None,
+    )
+    monkeypatch.setattr("gpuloop.loop.evaluate.audit.verify_topic", lambda _: report)
+    shown = CliRunner().invoke(app, ["audit", "verify", "--bootstrap-servers", "127.0.0.1:1"])
+    assert shown.exit_code == 0
+    assert ("2 checkpoints have no anchor" in shown.output) is said

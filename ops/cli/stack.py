@@ -180,7 +180,7 @@ def _detached(layout: Layout) -> None:
     deadline = monotonic() + DETACH_SECONDS
     while monotonic() < deadline:
         if child.poll() is not None:
-            raise StackError(log.read_text().strip().removeprefix("gpuloop: ") or "it ended")
+            raise StackError(_last_words(log))
         state = read(layout.state)
         if state is not None and state.pid == child.pid and state.phase == "running":
             typer.echo(_headline(state))
@@ -190,6 +190,12 @@ def _detached(layout: Layout) -> None:
             return
         Event().wait(LOOK_SECONDS)
     raise StackError(f"not ready within {DETACH_SECONDS:.0f} s; see {log}")
+
+
+def _last_words(log: Path) -> str:
+    """Return what a start that failed in the background said at its end."""
+    said = [line for line in log.read_text().splitlines() if line.startswith("gpuloop: ")]
+    return said[-1].removeprefix("gpuloop: ") if said else f"it ended; see {log}"
 
 
 def down(state_dir: StateDir = None) -> None:

@@ -43,7 +43,7 @@ def main(settings: Settings) -> None:
         clock_from = broker.ends([CLOCK])[CLOCK]
         anchors = newest_anchors(broker, settings.fleet)
         observing = build(config, watch, anchors, clock_from=clock_from)
-        watchdog = Watchdog(_look(broker, config, observing.positions), _bite)
+        watchdog = Watchdog(_look(broker, config, observing.positions, process), _bite)
         watchdog.start()
         try:
             run(observing, watch, process.stop)
@@ -84,8 +84,13 @@ class _Watch:
         metrics.DROPPED.labels(APP, what).inc()
 
 
-def _look(broker: KafkaBroker, config: ObserveConfig, positions: Positions) -> Callable[[], Seen]:
+def _look(
+    broker: KafkaBroker, config: ObserveConfig, positions: Positions, process: Process
+) -> Callable[[], Seen]:
     def look() -> Seen:
+        if not positions.ready:
+            # Who waits for us sees that recovery goes on, however long it takes.
+            process.health.waiting(f"recovering tables, {positions.restored:,} records read")
         inputs = [part for topic in INPUTS for part in broker.partitions(topic)]
         begins = broker.beginnings(inputs)
         committed = broker.committed(app_id(config.prefix), inputs)

@@ -67,8 +67,10 @@ class Unit:
     `prepare` runs once, in a thread, when the units in `needs` are ready, and returns a detail to
     show. A unit without a `program` is a task: ready once prepared. `probe` runs in a thread and
     asks the process itself. `prepare` and `probe` raise `StackError` for what a person can fix.
-    One that was ready and then gives no answer for `hung_seconds` is started again; one that
-    answers that it is not ready is left alone, for it may wait for another.
+    A process gets `ready_seconds` to be ready from when it last said something new of itself:
+    recovering much takes long and is not hanging. One that was ready and then gives no answer for
+    `hung_seconds` is started again; one that answers that it is not ready is left alone, for it may
+    wait for another.
     """
 
     name: str
@@ -98,7 +100,7 @@ class Watched:
         self._failures = 0
         self._was_ready = False
         self._blocked = False
-        self._started = 0.0
+        self._moved = 0.0
         self._ready_since: float | None = None
         self._next = 0.0
         self._interval = FIRST_PROBE_SECONDS
@@ -173,7 +175,7 @@ class Watched:
         assert self.unit.program is not None
         self.child = Child(self.unit.program(), self._log)
         self.phase, self.detail = Phase.STARTING, ""
-        self._started, self._ready_since, self._asked = now, None, None
+        self._moved, self._ready_since, self._asked = now, None, None
         self._unanswered = 0
         self._interval = FIRST_PROBE_SECONDS
         self._next = now + self._interval
@@ -191,7 +193,7 @@ class Watched:
                 self._hear(answer, now)
         elif now >= self._next:
             self._asked = self._workers.submit(self.unit.probe)
-        late = now - self._started > self.unit.ready_seconds
+        late = now - self._moved > self.unit.ready_seconds
         if self.phase is Phase.STARTING and late:
             self._kill(now, f"not ready within {self.unit.ready_seconds:.0f} s")
         elif self._hangs(now):
@@ -214,6 +216,8 @@ class Watched:
         )
 
     def _hear(self, answer: Answer, now: float) -> None:
+        if answer.answered and answer.detail != self.detail:
+            self._moved = now
         self.detail = answer.detail
         if answer.answered:
             self._unanswered = 0

@@ -185,6 +185,28 @@ def test_process_that_never_becomes_ready_is_killed_and_started_again(
     assert watched.child is None
 
 
+def test_process_that_says_how_far_it_has_come_may_take_its_time_to_be_ready(
+    tmp_path: Path,
+) -> None:
+    said = iter(range(1000))
+    with ThreadPoolExecutor(1) as workers:
+        unit = process_unit("service", probe=lambda: Answer(False, f"{next(said)} records read"))
+        watched = Watched(unit, log=tmp_path / "log", workers=workers)
+        now = 0.0
+        until(lambda: watched.child is not None, lambda: watched.step(now, needs_ready=True))
+        details = set[str]()
+        for _ in range(20):
+            now += unit.ready_seconds / 2
+            details.add(watched.detail)
+            until(
+                lambda: watched.detail not in details,
+                partial(watched.step, now, needs_ready=True),
+            )
+        assert (watched.phase, watched.restarts) == (Phase.STARTING, 0)
+        assert watched.child is not None
+        watched.child.kill_group()
+
+
 class Probed:
     """A watched process whose answer the test gives, one a second of time that the test moves."""
 

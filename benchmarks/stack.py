@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gpuloop-bench-") as folder:
         report = Path(folder) / "report.json"
         arguments = ["up", "--for", f"{minutes}m", "--report", str(report)]
-        running = subprocess.Popen(
+        running = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "gpuloop.ops.cli", *arguments],
             cwd=folder,
             stdout=subprocess.DEVNULL,

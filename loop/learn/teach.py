@@ -7,6 +7,7 @@ that training never saw, policy and rule on the same draws.
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from gpuloop.loop.children import end_with
 from gpuloop.loop.learn.environment import Course, FleetVecEnv
 from gpuloop.loop.learn.experience import ACTION_SIZE, Transition
 from gpuloop.loop.learn.gate import ALPHAS, Gate, earn_alpha
@@ -165,7 +167,9 @@ def check(
     ]
     earned: dict[tuple[int, float], float] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=end_with, initargs=(os.getpid(),)
+    ) as pool:
         for done, (day, usd) in enumerate(zip(days, pool.map(_score, days), strict=True), start=1):
             earned[day.start_us, day.alpha] = usd
             progress(f"checking {len(starts)} days at {len(alphas)} alphas", done / len(days))

@@ -7,6 +7,7 @@ deadline or None; a child that dies is a None as well.
 
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 from multiprocessing.connection import Connection
@@ -16,6 +17,7 @@ from typing import Final, Self
 
 import msgspec
 
+from gpuloop.loop.children import end_with
 from gpuloop.loop.shells.clock import monotonic_us
 from gpuloop.reasoning.analysis import Analysis, Attribution
 from gpuloop.schemas.units import SECOND_US
@@ -59,7 +61,9 @@ class CausalWorker:
         self.kill()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._child = context.Process(target=_serve, args=(theirs,), name="dowhy", daemon=True)
+        self._child = context.Process(
+            target=_serve, args=(theirs, os.getpid()), name="dowhy", daemon=True
+        )
         self._child.start()
         theirs.close()
         if self._receive(START_SECONDS) is None:
@@ -113,8 +117,9 @@ class CausalWorker:
         return None
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, parent: int) -> None:
     """Answer questions until the parent is gone. An empty answer says that there is none."""
+    end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Here and not above: the parent must not carry DoWhy.
     from gpuloop.reasoning.causal import CausalModels

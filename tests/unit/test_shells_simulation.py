@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 
-from gpuloop.loop.shells.simulation import Disturbance, Simulation
+from gpuloop.loop.shells.simulation import Disturbance, Lag, Simulation
 from gpuloop.schemas.component import Context, Event, Output, Received, State, Tick
 from gpuloop.schemas.messages import ResourceSample
 from gpuloop.schemas.units import MINUTE_US, SECOND_US
@@ -186,3 +186,59 @@ def test_a_run_in_many_halts_is_the_run_in_one() -> None:
         return heard(simulation)
 
     assert run(halts=True) == run(halts=False)
+
+
+def lagging(**settings: object) -> Simulation:
+    lag = Lag(component="listener", every_us=MINUTE_US, most_us=50 * SECOND_US, **settings)  # type: ignore[arg-type]
+    components = [Talker(), Listener(), Punctual()]
+    return Simulation(components, seed=1, start_us=0, lags=[lag])
+
+
+class Punctual(Listener):
+    """Listens as well, under a name of its own."""
+
+    name: ClassVar[str] = "punctual"
+
+
+def lateness(simulation: Simulation, name: str = "listener") -> list[tuple[str, int]]:
+    """Return what a listener heard and how late after its tick, in seconds."""
+    state = simulation.states[name]
+    assert isinstance(state, Log)
+    parts = [line.rsplit(" at ", 1) for line in state.lines]
+    return [(what, int(at) % MINUTE_US // SECOND_US) for what, at in parts]
+
+
+def test_a_component_that_lags_learns_of_a_tick_later_and_in_the_same_order() -> None:
+    simulation = lagging()
+    simulation.run(20 * MINUTE_US)
+    late = lateness(simulation)
+    minutes = [(f"talker/{at * MINUTE_US}", f"tick {at * MINUTE_US}") for at in range(1, 20)]
+    assert [what for what, _ in late] == [what for pair in minutes for what in pair]
+    assert [late[i][1] for i in range(0, 38, 2)] == [late[i][1] for i in range(1, 38, 2)]
+    seconds = {at for _, at in late}
+    assert len(seconds) > 10
+    assert 0 <= min(seconds) < 10
+    assert 40 < max(seconds) < 50
+    assert {at for _, at in lateness(simulation, "punctual")} == {0}
+
+
+def test_a_lag_that_names_topics_leaves_ticks_alone_and_a_share_leaves_others_on_time() -> None:
+    simulation = lagging(topics=("telemetry.resources",), share=0.5)
+    simulation.run(60 * MINUTE_US)
+    late = lateness(simulation)
+    assert {at for what, at in late if what.startswith("tick")} == {0}
+    on_time = sum(at == 0 for what, at in late if what.startswith("talker"))
+    assert 15 < on_time < 45
+
+
+def test_lags_are_the_same_again_and_however_the_run_is_cut() -> None:
+    whole, cut = lagging(), lagging()
+    whole.run(20 * MINUTE_US)
+    for _ in range(20 * 6):
+        cut.run(cut.now_us + 10 * SECOND_US)
+    assert lateness(cut) == lateness(whole)
+
+
+def test_a_lag_that_would_let_one_tick_overtake_the_next_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        Lag(component="listener", every_us=MINUTE_US, most_us=MINUTE_US)

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from gpuloop.loop.learn.experience import ACTION_SIZE, OBSERVATION_SIZE, Transition
-from gpuloop.loop.learn.spaces import fit_normaliser
+from gpuloop.loop.learn.spaces import Scaling, fit_normaliser
 from gpuloop.loop.learn.trainer import Trainer, TrainerConfig
+from gpuloop.reasoning.actor import Actor
 from gpuloop.schemas.messages.learning import Normaliser
+from gpuloop.schemas.policy import FEATURE_NAMES
 
 PLAIN = Normaliser(mean=(0.0,) * OBSERVATION_SIZE, scale=(1.0,) * OBSERVATION_SIZE, clip=5.0)
 
@@ -74,6 +77,61 @@ def test_too_little_experience_trains_nothing():
     assert trainer.export()[1] == before
 
 
-def test_a_normaliser_keeps_constant_features_from_exploding():
-    normaliser = fit_normaliser(np.ones((10, OBSERVATION_SIZE), np.float32))
-    assert min(normaliser.scale) == 0.05
+CONSTANT = FEATURE_NAMES.index("throttled")
+STEADY = FEATURE_NAMES.index("pending_ratio")
+
+
+def fitted() -> Normaliser:
+    """Return the normaliser of features that vary, one of them little, and of one constant."""
+    observations = np.random.default_rng(0).normal(size=(400, OBSERVATION_SIZE))
+    observations[:, CONSTANT] = 0.3
+    observations[:, STEADY] *= 0.01
+    return fit_normaliser(observations.astype(np.float32))
+
+
+def moved(feature: int, value: float) -> np.ndarray:
+    """Return two observations that differ in one feature only."""
+    pair = np.tile(np.array(fitted().mean), (2, 1))
+    pair[1, feature] = value
+    return pair
+
+
+def acted(observations: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what torch and numpy make of observations, and whether they are in range."""
+    trainer = Trainer(TrainerConfig(), seed=0, normaliser=fitted())
+    with torch.no_grad():
+        trainer._linear_layers()[-1].weight.mul_(100.0)
+    spec, weights = trainer.export()
+    actor = Actor.from_safetensors(weights, spec, fitted())
+    inputs = observations.astype(np.float32)
+    return trainer.act(inputs), actor(observations), actor.in_range(observations)
+
+
+def test_a_feature_that_never_varied_moves_no_action_and_is_never_out_of_range() -> None:
+    trained, served, in_range = acted(moved(CONSTANT, 4.0))
+    assert np.array_equal(trained[0], trained[1])
+    assert np.array_equal(served[0], served[1])
+    assert in_range.all()
+
+
+def test_a_feature_that_varied_a_little_does_move_actions_within_its_range() -> None:
+    _, served, in_range = acted(moved(STEADY, 0.3))
+    assert not np.array_equal(served[0], served[1])
+    assert in_range.all()
+    assert not acted(moved(STEADY, 0.6))[2].all()
+
+
+def test_what_is_not_a_number_is_out_of_range_even_where_the_actor_is_blind() -> None:
+    spec, weights = Trainer(TrainerConfig(), seed=0, normaliser=fitted()).export()
+    actor = Actor.from_safetensors(weights, spec, fitted())
+    assert actor.in_range(moved(CONSTANT, np.nan)).tolist() == [True, False]
+
+
+def test_every_hour_of_the_week_is_in_range_after_half_a_day_of_training() -> None:
+    half = np.random.default_rng(0).normal(size=(400, OBSERVATION_SIZE)).astype(np.float32)
+    clock = [index for index, name in enumerate(FEATURE_NAMES) if name.endswith(("_sin", "_cos"))]
+    half[:, clock] = 0.9 + 0.01 * half[:, clock]
+    scaling = Scaling(fit_normaliser(half))
+    sunday = np.zeros((1, OBSERVATION_SIZE), np.float32)
+    sunday[0, clock] = -1.0
+    assert np.abs(scaling(sunday)[0, clock]).max() < 2.0

@@ -44,6 +44,7 @@ from gpuloop.reasoning.tracks import (
     track_pool,
 )
 from gpuloop.schemas.component import Context, Event, Output, Received, State
+from gpuloop.schemas.horizon import SOURCE_AHEAD_US, STATE_AHEAD_US, refuse_ahead
 from gpuloop.schemas.identity import derived_event_id, sha256_of
 from gpuloop.schemas.messages import Anomaly, Cause, JobState, NodeState, PoolState
 from gpuloop.schemas.messages.insight import Suspect
@@ -96,15 +97,23 @@ class Causes:
     def step(
         self, state: CausesState, event: Event, ctx: Context
     ) -> tuple[CausesState, Sequence[Output]]:
-        """Remember a node or job; judge a pool's last minute when the pool speaks."""
+        """Remember a node or job; judge a pool's last minute when the pool speaks.
+
+        Raises:
+            BadInput: a state from the future, after which all others would be old.
+
+        """
         if not isinstance(event, Received):
             return state, ()
         match event.message:
             case NodeState() as node:
+                refuse_ahead(node.event_time_us, ctx.now_us, SOURCE_AHEAD_US)
                 track_node(state.nodes, node)
             case JobState() as job:
+                refuse_ahead(job.event_time_us, ctx.now_us, SOURCE_AHEAD_US)
                 track_job(state.jobs, state.nodes, job)
             case PoolState() as pool:
+                refuse_ahead(pool.tick_us, ctx.now_us, STATE_AHEAD_US)
                 minute = track_pool(state.pools, pool)
                 if minute is not None:
                     forget_ended(state.jobs, state.nodes, minute)

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from gpuloop.schemas.component import Context, Event, Output, Received, State
+from gpuloop.schemas.horizon import STATE_AHEAD_US, refuse_ahead
 from gpuloop.schemas.identity import derived_event_id, sha256_of
 from gpuloop.schemas.messages import Forecast, PoolState
 from gpuloop.schemas.messages.insight import Quantiles
@@ -108,10 +109,16 @@ class Forecaster:
     def step(
         self, state: ForecasterState, event: Event, ctx: Context
     ) -> tuple[ForecasterState, Sequence[Output]]:
-        """Learn from a pool's demand and forecast it."""
+        """Learn from a pool's demand and forecast it.
+
+        Raises:
+            BadInput: a state from the future, after which all others would be old.
+
+        """
         if not isinstance(event, Received) or not isinstance(event.message, PoolState):
             return state, ()
         pool = event.message
+        refuse_ahead(pool.tick_us, ctx.now_us, STATE_AHEAD_US)
         track = state.tracks.get(pool.pool)
         minute = pool.tick_us // CONTROL_TICK_US
         if track is None or not 0 < minute - track.minute <= MAX_GAP:

@@ -6,16 +6,13 @@ samples are refused; a source may run ahead of the fleet clock by less than what
 
 from typing import Final
 
-from gpuloop.schemas.codec import BadInput
-from gpuloop.schemas.units import HOUR_US
+from gpuloop.schemas.horizon import SOURCE_AHEAD_US, refuse_ahead
 
-REMEMBER_US: Final = HOUR_US
+REMEMBER_US: Final = SOURCE_AHEAD_US
 """How long silent nodes, ended jobs and counted refusals are kept to recognise late telemetry."""
 AHEAD_US: Final = REMEMBER_US
 
 
 def refuse_future(event_time_us: int, now_us: int) -> None:
     """Raise `BadInput` for telemetry dated more than `AHEAD_US` after fleet time `now_us`."""
-    if event_time_us > now_us + AHEAD_US:
-        ahead_s = (event_time_us - now_us) // 1_000_000
-        raise BadInput("out_of_range", f"event time is {ahead_s} s ahead of the fleet clock")
+    refuse_ahead(event_time_us, now_us, AHEAD_US)

@@ -40,6 +40,7 @@ from gpuloop.loop.decide.state import (
 from gpuloop.loop.decide.suspects import Suspects, Suspicion, lapse, on_cause, on_fault
 from gpuloop.reasoning.rule import RuleConfig
 from gpuloop.schemas.component import Context, Event, Output, Received, Tick
+from gpuloop.schemas.horizon import SOURCE_AHEAD_US, STATE_AHEAD_US, refuse_ahead
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import (
     Approval,
@@ -48,6 +49,7 @@ from gpuloop.schemas.messages import (
     Fault,
     Forecast,
     JobState,
+    Message,
     Offer,
     Outcome,
     PolicyVersion,
@@ -59,9 +61,6 @@ from gpuloop.schemas.units import MINUTE_US, TimeUs
 
 SILENT_US: Final = 10 * MINUTE_US
 """A pool not heard of for this long is no longer waited for; it is still decided for, and held."""
-
-AHEAD_US: Final = 5 * MINUTE_US
-"""A state dated this far after now is of another world or a broken clock: it would stay fresh."""
 
 BEHIND_US: Final = 15 * MINUTE_US
 """A state dated this far before the last one is no repeat: another world writes to these topics."""
@@ -118,7 +117,14 @@ class Decider:
     def step(
         self, state: DeciderState, event: Event, ctx: Context
     ) -> tuple[DeciderState, Sequence[Output]]:
-        """Take in one event; decide when it completes a tick."""
+        """Take in one event; decide when it completes a tick.
+
+        Raises:
+            BadInput: news from the far future, which would be believed for as long.
+
+        """
+        if isinstance(event, Received):
+            _refuse_ahead(event.message, ctx.now_us)  # First: a refusal leaves nothing half done.
         taken = take_over(state.governance, self.owner, ctx.run)
         claims = [self._claim(taken, ctx)] if taken is not None else []
         if isinstance(event, Tick):
@@ -141,7 +147,7 @@ class Decider:
                 if forecast.pool in state.pools:
                     state.forecasts[forecast.pool] = forecast
             case Offer() as offer:
-                know_offer(state, offer)
+                know_offer(state, offer, ctx.now_us)
             case Control() as control:
                 return self._control(state, control, ctx)
             case Approval() as approval:
@@ -159,7 +165,7 @@ class Decider:
         return []
 
     def _pool(self, state: DeciderState, pool: PoolState, ctx: Context) -> list[Output]:
-        if pool.tick_us > ctx.now_us + AHEAD_US:
+        if pool.tick_us > ctx.now_us + STATE_AHEAD_US:  # It would stay fresh.
             drop(state, "pools from the future")
             return []
         known = state.pools.get(pool.pool)
@@ -209,7 +215,7 @@ class Decider:
         if found is None or found.pool not in state.pools or not state.governance.owns:
             return []
         memory = state.pools[found.pool]
-        memory.last_reflex_us = max(event_us, memory.last_reflex_us + 1)
+        memory.last_reflex_us = max(min(event_us, ctx.now_us), memory.last_reflex_us + 1)
         return deliberate(self.mind, state, memory.last_reflex_us, ctx, found)
 
     def _control(self, state: DeciderState, control: Control, ctx: Context) -> list[Output]:
@@ -232,3 +238,16 @@ class Decider:
             event_id=derived_event_id("controls", [body.owner, str(body.epoch)]),
             time_us=ctx.now_us,
         )
+
+
+def _refuse_ahead(message: Message | None, now_us: int) -> None:
+    """Refuse news of the far future whole; states of pools come again, so they are only counted."""
+    match message:
+        case Fault(event_time_us=at_us) | Cause(event_time_us=at_us):
+            refuse_ahead(at_us, now_us, SOURCE_AHEAD_US)
+        case Offer(fetched_at_us=at_us):
+            refuse_ahead(at_us, now_us, SOURCE_AHEAD_US)
+        case Forecast(tick_us=at_us):
+            refuse_ahead(at_us, now_us, STATE_AHEAD_US)
+        case _:
+            pass

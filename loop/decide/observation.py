@@ -50,6 +50,9 @@ PRICE_FLOOR: Final = 0.5
 PRICE_CEILING: Final = 2.0
 """Bounds of prices over the reference, where objectives state none."""
 
+OLDEST_US: Final = 2.0**53
+"""Where ages end: any older, and what is written down would not be what was meant."""
+
 ARRIVING_US: Final = 15 * MINUTE_US
 
 
@@ -143,7 +146,7 @@ def _table(rows: Sequence[Row]) -> _Table:
     known = np.isfinite(table[:, :, 0])
     return _Table(
         observation=np.where(known, table[:, :, 0], 0.0),
-        ages_us=table[:, :, 1].astype(np.int64),
+        ages_us=np.clip(table[:, :, 1], 0.0, OLDEST_US).astype(np.int64),
         quality=np.where(known, table[:, :, 2], 0.0),
     )
 

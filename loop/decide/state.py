@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from gpuloop.loop.decide.governance import Governance, fleet_budget, objectives_of
@@ -60,8 +61,14 @@ def know_job(state: DeciderState, job: JobState) -> None:
         drop(state, "jobs")
 
 
-def know_offer(state: DeciderState, offer: Offer) -> None:
-    """Keep the newest offer of each provider, region, model and billing."""
+def know_offer(state: DeciderState, offer: Offer, now_us: int) -> None:
+    """Keep the newest offer of each provider, region, model and billing.
+
+    A date ahead of now counts as now, so that no offer is believed longer than it says, or instead
+    of one that comes after it.
+    """
+    if offer.fetched_at_us > now_us:
+        offer = msgspec.structs.replace(offer, fetched_at_us=now_us)
     key = f"{offer.provider}/{offer.region}/{offer.gpu_model}/{offer.billing}"
     known = state.offers.get(key)
     if known is None and len(state.offers) >= MAX_OFFERS:

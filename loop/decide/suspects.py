@@ -55,7 +55,7 @@ def on_fault(suspects: Suspects, fault: Fault, event_id: str, now_us: int) -> Su
         pool=fault.pool,
         reason=describe(fault),
         event_id=event_id,
-        until_us=fault.event_time_us + SUSPICION_US,
+        until_us=min(fault.event_time_us, now_us) + SUSPICION_US,
     )
     return _suspect(suspects, found, now_us)
 
@@ -77,7 +77,7 @@ def on_cause(
         pool=min(pools),
         reason=reason,
         event_id=event_id,
-        until_us=cause.event_time_us + SUSPICION_US,
+        until_us=min(cause.event_time_us, now_us) + SUSPICION_US,
     )
     return _suspect(suspects, found, now_us)
 

@@ -5,6 +5,7 @@ import pytest
 from msgspec.structs import replace
 
 from gpuloop.reasoning.causes import Causes, CausesState, analysis_request, causal_cause
+from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.component import Context, Output, Received, load, save
 from gpuloop.schemas.messages import Anomaly, Cause, JobState, Message, NodeState, PoolState
 from gpuloop.schemas.messages.state import Feature
@@ -337,3 +338,15 @@ def test_deep_tier_without_an_answer_degrades_to_the_fast_one() -> None:
     assert (late.tier, late.elapsed_us) == ("causal", 2_000_000)
     assert late.suspects == run.causes[-1].suspects
     assert late.cause_id != run.causes[-1].cause_id
+
+
+@pytest.mark.parametrize("kind", [NodeState, JobState, PoolState])
+def test_a_state_from_the_future_is_refused_and_changes_nothing(kind: type[Message]):
+    run = Run(SmallFleet())
+    run.go(5)
+    before = save(run.state)
+    one = next(one for one in run.fleet.minute(run.minute) if isinstance(one, kind))
+    dated = "tick_us" if kind is PoolState else "event_time_us"
+    with pytest.raises(BadInput, match="ahead of the fleet clock"):
+        run.feed(replace(one, **{dated: (run.minute + 365 * 24 * 60) * MINUTE_US}))
+    assert save(run.state) == before

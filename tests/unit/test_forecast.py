@@ -1,13 +1,15 @@
 """Forecasts: honest about what they know, and no better than their record."""
 
 import numpy as np
+import pytest
 
 from builders import FLEET, START_US, at, pool_state, received
 from gpuloop.reasoning import forecast as module
 from gpuloop.reasoning.forecast import Forecaster, ForecasterState
+from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.component import load, save
 from gpuloop.schemas.messages import Forecast
-from gpuloop.schemas.units import MINUTE_US
+from gpuloop.schemas.units import HOUR_US, MINUTE_US
 
 
 def run(
@@ -102,3 +104,12 @@ def test_a_long_silence_drops_the_past_and_a_short_one_is_bridged():
     assert len(state.tracks["a100"].demand) == 61
     state, _ = run([100], state, first=600)
     assert len(state.tracks["a100"].demand) == 1
+
+
+def test_a_state_from_the_future_is_refused_and_the_honest_ones_after_it_are_not():
+    state, _ = run([120, 121])
+    ahead = pool_state(tick_us=START_US + 365 * 24 * HOUR_US)
+    now = START_US + MINUTE_US
+    with pytest.raises(BadInput, match="ahead of the fleet clock"):
+        Forecaster(FLEET).step(state, received("state.pools", ahead), at(now))
+    assert len(run([122, 123], state, first=2)[1]) == 2

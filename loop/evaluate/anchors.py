@@ -35,7 +35,9 @@ class Anchors:
             try:
                 anchors.append(msgspec.json.decode(line, type=AuditCheckpoint))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise AuditError(f"{self._path} line {number} is no checkpoint: {error}") from None
+                raise AuditError(
+                    f"{self._path} line {number} is no checkpoint: {error}; bring back a copy"
+                ) from None
         return anchors
 
     def append(self, checkpoint: AuditCheckpoint) -> None:

@@ -42,6 +42,7 @@ _CONSUMER: Final[Properties] = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
     "auto.offset.reset": "error",
+    "check.crcs": True,
     "fetch.wait.max.ms": 50,
     "fetch.max.bytes": 8_388_608,
     "max.partition.fetch.bytes": 1_048_576,
@@ -50,6 +51,8 @@ _CONSUMER: Final[Properties] = {
     "fetch.queue.backoff.ms": 10,
 }
 _LOST: Final = frozenset({ck.KafkaError._AUTO_OFFSET_RESET, ck.KafkaError.OFFSET_OUT_OF_RANGE})
+_DAMAGED: Final = frozenset({ck.KafkaError._BAD_MSG, ck.KafkaError._BAD_COMPRESSION})
+"""librdkafka would ask for such a batch for ever, and its reader would look as if it waited."""
 _FATAL: Final = frozenset(
     {
         ck.KafkaError._FATAL,
@@ -287,6 +290,11 @@ class KafkaConsumer:
         if error is not None:
             if error.code() in _LOST:
                 raise PositionLost(f"{message.topic()}: {error.str()}")
+            if error.code() in _DAMAGED:
+                raise BrokerError(
+                    f"{message.topic()}/{message.partition()}: the broker's log is damaged:"
+                    f" {error.str()}; bring back a copy, or begin another world"
+                )
             if error.fatal() or error.code() in _FATAL:
                 raise BrokerError(f"{message.topic()}: {error.str()}")
             return None  # librdkafka retries what is left: connections, leaders, throttling.

@@ -176,7 +176,7 @@ def check(
     differences = {
         alpha: [earned[start, alpha] - earned[start, 0.0] for start in starts] for alpha in alphas
     }
-    return earn_alpha(differences, seed=seed)
+    return earn_alpha(differences)
 
 
 def _score(day: _Day) -> float:

@@ -46,6 +46,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seconds_without_fresh_state: float = 0.0
     decisions_held: int = 0
     """Wishes that were held because what they rested on was not fresh."""
+    simulated_from_us: int | None = None
     rewarded_from_us: int | None = None
     rewarded_until_us: int | None = None
     """Fleet time that the ledger has booked and credited."""
@@ -134,6 +135,7 @@ def with_simulation(report: Report, simulated: Simulated) -> Report:
         reward_simulated_policy=simulated.policy,
         reward_simulated_rule=simulated.rule,
         simulated_hours=simulated.hours,
+        simulated_from_us=simulated.from_us,
     )
 
 
@@ -208,7 +210,9 @@ def _money(report: Report) -> list[str]:
         f"                     {rule:+,.2f} USD under the rule alone",
         f"                     the twin again on the same draws, {report.simulated_hours} h of it",
     ]
-    if report.alpha == 0.0:
+    if report.simulated_from_us != report.rewarded_from_us:
+        said.append("                     of its beginning: this run is too far into the world")
+    if report.alpha == 0.0 and policy == rule:
         said.append("                     alpha 0: policy and rule are the same, it was run once")
     return said
 

@@ -1,11 +1,13 @@
 """Runs the twin again after a run, on the same draws, under the executed policy and under the rule.
 
 What comes out is simulation and is labelled so. The windows compared are those that the live run
-was rewarded for, at most the first twelve hours of them, because a person waits for the answer.
+was rewarded for, at most the first twelve hours of them, because a person waits for the answer. In
+a world that is older than a day they are its first hours: the way to the others is too long.
 """
 
 import os
 import signal
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,14 +16,17 @@ from multiprocessing.sharedctypes import SynchronizedArray
 from typing import Final
 
 import msgspec
+import numpy as np
 
 from gpuloop.loop.children import end_with
 from gpuloop.loop.learn.registry import load_weights, published
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.broker import Broker
 from gpuloop.ops.stack.errors import StackError
-from gpuloop.ops.stack.tally import Tally
+from gpuloop.ops.stack.tally import Acted, Tally
+from gpuloop.reasoning.actor import Actor
 from gpuloop.schemas.messages import PolicyVersion
+from gpuloop.schemas.policy import Floats, PoolBatch
 from gpuloop.schemas.units import HOUR_US
 
 MAX_SPAN_US: Final = 12 * HOUR_US
@@ -31,20 +36,25 @@ LOOK_SECONDS: Final = 1.0
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """A policy version, its weights, and the alpha it acted with."""
+    """A policy version and its weights."""
 
     version: PolicyVersion
     weights: bytes
-    alpha: float
 
 
 class Rerun(msgspec.Struct, frozen=True, kw_only=True):
-    """What to simulate: the twin's settings, the fleet time compared, and the policy executed."""
+    """What to simulate: the twin's settings, the fleet time compared, and who acted when.
+
+    `acted` holds, for each pool, the policies in the order in which they acted; `policies` holds
+    those that acted at an alpha above 0. All else is as in a fresh world: every actuator in auto,
+    nothing frozen, no objectives.
+    """
 
     environment: dict[str, str]
     from_us: int
     until_us: int
-    policy: Policy | None
+    acted: dict[str, list[Acted]]
+    policies: dict[str, Policy]
 
 
 class Simulated(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,35 +62,33 @@ class Simulated(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: float
     rule: float
+    from_us: int
     hours: float
 
 
 def plan(settings: Settings, tally: Tally, broker: Broker) -> Rerun | None:
-    """Return what to run again, or None when nothing was rewarded or the world is too old."""
+    """Return what to run again, or None when nothing was rewarded."""
     if tally.rewarded_from_us is None:
         return None
     start = tally.rewarded_from_us
-    if not settings.start_us <= start <= settings.start_us + MAX_LEAD_US:
-        return None
     return Rerun(
         environment=settings.environment(),
         from_us=start,
         until_us=min(tally.rewarded_until_us, start + MAX_SPAN_US),
-        policy=_executed(tally, broker),
+        acted=tally.acted,
+        policies=_policies(tally, broker),
     )
 
 
-def _executed(tally: Tally, broker: Broker) -> Policy | None:
-    """Return the policy that acted last with the largest alpha; None for the rule."""
-    decision = max(tally.latest.values(), key=lambda d: (d.alpha, d.pool), default=None)
-    if decision is None or decision.alpha == 0.0:
-        return None
-    for version in published(broker):
-        if version.policy_id == decision.policy_id:
+def _policies(tally: Tally, broker: Broker) -> dict[str, Policy]:
+    wanted = {one.policy_id for all_ in tally.acted.values() for one in all_ if one.alpha > 0.0}
+    found = {}
+    for version in published(broker) if wanted else ():
+        if version.policy_id in wanted:
             weights = load_weights(broker, version.weights_digest)
             if weights is not None:
-                return Policy(version=version, weights=weights, alpha=decision.alpha)
-    return None
+                found[version.policy_id] = Policy(version=version, weights=weights)
+    return found
 
 
 def simulate(rerun: Rerun, progress: Callable[[float], None] = lambda share: None) -> Simulated:
@@ -92,8 +100,8 @@ def simulate(rerun: Rerun, progress: Callable[[float], None] = lambda share: Non
         StackError: a process ended on the way.
 
     """
-    runs: Sequence[Rerun] = [msgspec.structs.replace(rerun, policy=None)]
-    if rerun.policy is not None:
+    runs: Sequence[Rerun] = [msgspec.structs.replace(rerun, policies={})]
+    if rerun.policies:
         runs = [*runs, rerun]
     context = get_context("spawn")
     shares = context.Array("d", len(runs))
@@ -111,8 +119,21 @@ def simulate(rerun: Rerun, progress: Callable[[float], None] = lambda share: Non
             for child in active_children():
                 child.terminate()
             raise
-    hours = (rerun.until_us - rerun.from_us) / HOUR_US
-    return Simulated(rule=round(earned[0], 4), policy=round(earned[-1], 4), hours=round(hours, 2))
+    rule, policy = earned[0], earned[-1]
+    return Simulated(
+        policy=round(policy.usd, 4),
+        rule=round(rule.usd, 4),
+        from_us=rule.from_us,
+        hours=round((rule.until_us - rule.from_us) / HOUR_US, 2),
+    )
+
+
+class Earned(msgspec.Struct, frozen=True, kw_only=True):
+    """What one re-run earned between two fleet times."""
+
+    usd: float
+    from_us: int
+    until_us: int
 
 
 _shares: list["SynchronizedArray[float]"] = []
@@ -130,32 +151,61 @@ def _tell(place: int, share: float) -> None:
         shares[place] = share
 
 
-def _earn(rerun: Rerun, place: int) -> float:
-    from gpuloop.loop.learn.simulate import FleetSimulation, Offsets, offsets_of, rule_alone
+def _earn(rerun: Rerun, place: int) -> Earned:
+    from gpuloop.loop.learn.simulate import FleetSimulation
     from gpuloop.loop.services.twin import twin_config
-    from gpuloop.reasoning.actor import Actor
 
     settings = Settings.from_environment(rerun.environment)
-    offsets: Offsets = rule_alone
-    if rerun.policy is not None:
-        version, alpha = rerun.policy.version, rerun.policy.alpha
-        assert version.actor is not None
-        assert version.normaliser is not None
-        actor = Actor.from_safetensors(rerun.policy.weights, version.actor, version.normaliser)
-        offsets = offsets_of(actor, alpha)
     fleet = FleetSimulation(
         twin_config(settings),
         traces=settings.traces,
         workload=settings.workload or "auto",
-        offsets=offsets,
+        offsets=offsets_as_acted(rerun),
     )
+    from_us, until_us = window(rerun, fleet.start_us)
 
-    def run(until_us: int) -> float:
-        span = rerun.until_us - fleet.start_us
-        for at_us in range(fleet.simulation.now_us + PART_US, until_us, PART_US):
+    def run(to_us: int) -> float:
+        for at_us in range(fleet.simulation.now_us + PART_US, to_us, PART_US):
             fleet.run(at_us)
-            _tell(place, (at_us - fleet.start_us) / span)
-        return fleet.run(until_us).usd
+            _tell(place, (at_us - fleet.start_us) / (until_us - fleet.start_us))
+        return fleet.run(to_us).usd
 
-    before = run(rerun.from_us)
-    return run(rerun.until_us) - before
+    before = run(from_us)
+    return Earned(usd=run(until_us) - before, from_us=from_us, until_us=until_us)
+
+
+def window(rerun: Rerun, start_us: int) -> tuple[int, int]:
+    """Return the fleet time to compare in a world that begins at `start_us`.
+
+    Windows too far into the world to be reached again stand for themselves no longer: the same
+    length of the world's beginning is compared instead.
+    """
+    if start_us <= rerun.from_us <= start_us + MAX_LEAD_US:
+        return rerun.from_us, rerun.until_us
+    return start_us, start_us + rerun.until_us - rerun.from_us
+
+
+def offsets_as_acted(rerun: Rerun) -> Callable[[PoolBatch], Floats]:
+    """Return what acts in a re-run: on each pool, from tick to tick, who acted on it live.
+
+    Before the first decision of a pool that was seen, the first one's policy acts.
+    """
+    actors = {}
+    for policy_id, one in rerun.policies.items():
+        spec, normaliser = one.version.actor, one.version.normaliser
+        if spec is not None and normaliser is not None:
+            actors[policy_id] = Actor.from_safetensors(one.weights, spec, normaliser)
+
+    def offsets(batch: PoolBatch) -> Floats:
+        wish = np.zeros_like(batch.present)
+        for row, pool in enumerate(batch.pools):
+            acted = rerun.acted.get(pool)
+            if not acted:
+                continue
+            now = bisect_right(acted, int(batch.tick_us[row]), key=lambda one: one.from_us)
+            who = acted[max(now - 1, 0)]
+            if who.policy_id in actors:
+                wish[row] = who.alpha * actors[who.policy_id](batch.observation[row : row + 1])[0]
+        return wish
+
+    return offsets

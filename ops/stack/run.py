@@ -107,7 +107,7 @@ def _simulated(ended: Ended, view: View) -> Ended:
     """Return the end of the run with its re-runs, unless there are none or a person won't wait."""
     if ended.report is None or ended.rerun is None:
         return ended
-    view.say(AGAIN.format("the rule" if ended.rerun.policy is None else "policy and rule"))
+    view.say(AGAIN.format("policy and rule" if ended.rerun.policies else "the rule"))
     try:
         found = simulate(ended.rerun, lambda share: view.progress("simulating", share))
     except KeyboardInterrupt:

@@ -7,6 +7,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+import msgspec
+
 from gpuloop.schemas.messages import (
     Cause,
     Command,
@@ -44,6 +46,9 @@ FROM_THE_BEGINNING: Final = ("controls",)
 FRESH_US: Final = 3 * CONTROL_TICK_US
 """How far a state may lie behind the newest decision and still be called fresh."""
 
+MAX_ACTED: Final = 10_000
+"""Changes of who acts that are kept for each pool; nobody changes policies so often."""
+
 _REFUSED: Final = frozenset({"rejected", "expired", "failed"})
 
 
@@ -56,6 +61,14 @@ class Happening(NamedTuple):
 
 def _recent() -> deque[Happening]:
     return deque(maxlen=SHOWN)
+
+
+class Acted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which policy acted on a pool from a tick on, and at which alpha."""
+
+    from_us: int
+    policy_id: str
+    alpha: float
 
 
 @dataclass(slots=True)
@@ -76,6 +89,8 @@ class Tally:
     causes: int = 0
     policies: set[str] = field(default_factory=set)
     alpha: dict[str, float] = field(default_factory=dict)
+    acted: dict[str, list[Acted]] = field(default_factory=dict)
+    """Who acted on each pool, a change at a time."""
     first_decision_ms: int | None = None
     pools: dict[str, PoolState] = field(default_factory=dict)
     latest: dict[str, Decision] = field(default_factory=dict)
@@ -127,13 +142,23 @@ class Tally:
 
     def _decision(self, decision: Decision, timestamp_ms: int) -> None:
         self.decisions += 1
-        self.latest[decision.pool] = decision
-        self.alpha[decision.pool] = decision.alpha
         self.fleet_us = max(self.fleet_us, decision.tick_us)
+        if decision.level == "cluster":  # What a fault calls for at once is the rule's alone.
+            self.latest[decision.pool] = decision
+            self.alpha[decision.pool] = decision.alpha
+            self._note(decision)
         if any(adjustment.stage == "freshness" for adjustment in decision.adjustments):
             self.held_not_fresh += 1
         if self.first_decision_ms is None:
             self.first_decision_ms = timestamp_ms
+
+    def _note(self, decision: Decision) -> None:
+        acted = self.acted.setdefault(decision.pool, [])
+        who = (decision.policy_id, decision.alpha)
+        if (not acted or (acted[-1].policy_id, acted[-1].alpha) != who) and len(acted) < MAX_ACTED:
+            acted.append(
+                Acted(from_us=decision.tick_us, policy_id=decision.policy_id, alpha=decision.alpha)
+            )
 
     def _reward(self, reward: Reward) -> None:
         self.rewards_usd_micros.update(reward.components)

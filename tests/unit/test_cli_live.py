@@ -5,20 +5,15 @@ from threading import Lock
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pytest
 from rich.console import Console
 
-from builders import START_US, pool_state
-from gpuloop.loop.learn.simulate import FleetSimulation
-from gpuloop.loop.services.twin import twin_config
+from builders import pool_state
 from gpuloop.loop.settings import Settings
 from gpuloop.ops.cli.live import screen
-from gpuloop.ops.stack import rerun
 from gpuloop.ops.stack.moment import Moment
 from gpuloop.ops.stack.services import SERVICES
 from gpuloop.ops.stack.tally import Tally
 from gpuloop.ops.stack.unit import Phase
-from gpuloop.schemas.units import MINUTE_US
 from messages_shown import COMMAND, outcome
 
 
@@ -75,19 +70,3 @@ def test_process_that_is_not_ready_is_named() -> None:
     units = SimpleNamespace(units={"twin": good, "observe": bad}, resident_bytes=0)
     last = shown(moment(supervisor=units))[-1]
     assert last == "processes 1 of 2 ready · restarting: observe · restarts: observe 3"
-
-
-def test_rerun_in_parts_with_its_progress_told_earns_what_it_earns_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    settings = Settings(workload="generator")
-    begin, until = START_US + 10 * MINUTE_US, START_US + 50 * MINUTE_US
-    asked = rerun.Rerun(
-        environment=settings.environment(), from_us=begin, until_us=until, policy=None
-    )
-    shares: list[float] = [0.0]
-    monkeypatch.setattr(rerun, "_shares", [shares])
-    fleet = FleetSimulation(twin_config(settings), traces=None, workload="generator")
-    at_once = -fleet.run(begin).usd + fleet.run(until).usd
-    assert rerun._earn(asked, 0) == pytest.approx(at_once, abs=1e-9)
-    assert 0.5 < shares[0] < 1.0

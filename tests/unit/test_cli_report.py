@@ -64,7 +64,7 @@ def reported(tally: Tally, **changes: object) -> report.Report:
 def test_report_says_of_its_money_what_is_booked_and_what_is_simulated() -> None:
     tally = Tally()
     tally.take(_reward(1_500_000, start=START_US), timestamp_ms=0)
-    simulated = report.Simulated(policy=2.0, rule=2.0, hours=0.5)
+    simulated = report.Simulated(policy=2.0, rule=2.0, from_us=START_US, hours=0.5)
     shown = "\n".join(report.lines(report.with_simulation(reported(tally), simulated)))
     assert "reward, live         +1.50 USD" in shown
     assert "of fleet time, 2017-10-16 00:00 to" in shown

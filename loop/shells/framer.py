@@ -15,9 +15,9 @@ from typing import Final
 from gpuloop.loop.shells import clock
 from gpuloop.loop.shells.broker import Broker, BrokerError, Consumer, Partition
 from gpuloop.loop.shells.fold import due_ticks, encode_dead_letters, receive, source_of
-from gpuloop.loop.shells.journal import backwards, message_of
+from gpuloop.loop.shells.journal import backwards
 from gpuloop.loop.shells.timekeeping import CLOCK, Timekeeper, newest_anchors
-from gpuloop.schemas.codec import BadInput, Encoded, Record, encode
+from gpuloop.schemas.codec import BadInput, Encoded, Record, decode, encode
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import ClockAnchor, Frame, GpuSample
 from gpuloop.schemas.messages.internal import FRAME_COLUMNS
@@ -219,8 +219,15 @@ class Framer:
         return replace(record, headers=(*record.headers, position))
 
     def _hear(self, record: Record, done: Round) -> None:
-        anchor = message_of(record, ClockAnchor, fleet=self._fleet)
-        if anchor is None:
+        """Heed an anchor; of all who follow the clock this one sets aside what is none."""
+        try:
+            anchor = decode(record)
+        except BadInput as error:
+            refused = [(record, error)]
+            self._broker.produce(encode_dead_letters(refused, stage=STAGE, fleet=self._fleet))
+            done.refused += refused
+            return
+        if not isinstance(anchor, ClockAnchor) or anchor.fleet != self._fleet:
             return
         before = self._time.clock
         if not self._time.hear(anchor, self._wall()):

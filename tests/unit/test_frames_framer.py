@@ -1,5 +1,7 @@
 """The framer on a broker in memory."""
 
+import pytest
+
 from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.framer import Framer, tick_step_us
 from gpuloop.loop.shells.memory import MemoryBroker
@@ -150,3 +152,21 @@ def test_steps_between_ticks_are_parts_of_a_minute_and_at_most_one_wall_second()
     steps = [tick_step_us(speed) for speed in speeds]
     assert steps == [10_000, 500_000, 1_000_000, 6_000_000, 30_000_000, MINUTE, MINUTE, MINUTE]
     assert all(MINUTE % step == 0 for step in steps)
+
+
+@pytest.mark.parametrize("value", [b"{", b"null", b'{"fleet":"local"}', b""])
+def test_what_is_no_anchor_goes_whole_to_the_dead_letters(value: bytes) -> None:
+    wall = Wall()
+    broker = anchored(wall)
+    framer = Framer(broker, "local", wall=wall)
+    framer.open()
+    [honest] = broker.logs[Partition("telemetry.clock", 0)]
+    broker.produce(
+        [Encoded(topic="telemetry.clock", key=b"local", headers=honest.headers, value=value)]
+    )
+    wall.us = 1_000_000
+    done = framer.advance()
+    assert done.ticks_us == (START + MINUTE,)
+    letters = [decode(record) for record in broker.logs[Partition("deadletters", 0)]]
+    [letter] = [one for one in letters if isinstance(one, DeadLetter)]
+    assert (letter.topic, letter.offset, len(done.refused)) == ("telemetry.clock", 1, 1)

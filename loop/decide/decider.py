@@ -13,7 +13,6 @@ from gpuloop.actuators.envelope import EnvelopeConfig
 from gpuloop.loop.decide.answers import expire, on_approval, on_outcome
 from gpuloop.loop.decide.deliberate import Mind, deliberate
 from gpuloop.loop.decide.governance import (
-    EVERY,
     Governance,
     acted,
     claim,
@@ -55,7 +54,7 @@ from gpuloop.schemas.messages import (
     PolicyVersion,
     PoolState,
 )
-from gpuloop.schemas.messages.control import BreakerReset, Claim, scope
+from gpuloop.schemas.messages.control import EVERY, BreakerReset, Claim, scope
 from gpuloop.schemas.policy import CONTROL_TICK_US
 from gpuloop.schemas.units import MINUTE_US, TimeUs
 

@@ -12,6 +12,7 @@ import msgspec
 from gpuloop.schemas.component import Context, State
 from gpuloop.schemas.messages.actions import Actuator, Mode
 from gpuloop.schemas.messages.control import (
+    EVERY,
     Assignment,
     BreakerReset,
     Claim,
@@ -22,12 +23,12 @@ from gpuloop.schemas.messages.control import (
     Objectives,
     PolicyStage,
     SetMode,
+    ended_by,
     epoch_after,
     lease_end,
     scope,
 )
 
-EVERY = "*"
 DEFAULT_MODES: dict[Actuator, Mode] = {
     "scaling": "shadow",
     "pricing": "off",
@@ -77,7 +78,7 @@ def follow(state: Governance, owner: str, body: ControlBody, ctx: Context) -> Cl
         case Objectives():
             _put(state, state.objectives, body.pool, body)
         case PolicyStage():
-            _put(state, state.stages, scope(body), body)
+            _restage(state, body)
         case Assignment():
             _put(state, state.assignments, scope(body), body)
         case Kill(engaged=engaged):
@@ -219,8 +220,26 @@ def stage_of(state: Governance, pool: str) -> PolicyStage | None:
     for name in (pool, EVERY):
         stage = state.stages.get(f"policy/{name}")
         if stage is not None:
-            return stage if stage.stage in ("canary", "champion") else None
+            acts = stage.stage in ("canary", "champion")
+            return stage if acts and not is_retired(state, pool, stage.policy_id) else None
     return None
+
+
+def is_retired(state: Governance, pool: str, policy_id: str) -> bool:
+    """Return whether a version was retired on one pool while it has a part on all of them."""
+    return f"policy/{pool}/retired/{policy_id}" in state.stages
+
+
+def _restage(state: Governance, body: PolicyStage) -> None:
+    """Give a version its part, or take from it those it has; the last word on a version holds.
+
+    That it is retired on one pool is only kept in mind while it has a part on all of them.
+    """
+    for name in ended_by(body, state.stages):
+        del state.stages[name]
+    parts = {held.policy_id for held in state.stages.values() if held.pool == EVERY}
+    if body.stage != "retired" or body.policy_id in parts:
+        _put(state, state.stages, scope(body), body)
 
 
 def assignment_of(state: Governance, pool: str, now_us: int) -> Assignment | None:

@@ -13,13 +13,14 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from gpuloop.loop.decide.governance import EVERY, Governance, assignment_of, stage_of
+from gpuloop.loop.decide.governance import Governance, assignment_of, is_retired, stage_of
 from gpuloop.loop.decide.memory import Draw, PoolMemory
 from gpuloop.loop.evaluate.keys import policy_signature_ok
 from gpuloop.reasoning.actor import ACTION_DECIMALS, Actor, BadActor
 from gpuloop.schemas.component import Context, State
 from gpuloop.schemas.identity import sha256_of
 from gpuloop.schemas.messages import PolicyVersion
+from gpuloop.schemas.messages.control import EVERY
 from gpuloop.schemas.policy import (
     DIMENSIONS,
     EPOCH_US,
@@ -294,7 +295,8 @@ def _shadow_wishes(
             continue
         actions = actor(batch.observation)
         for row, name in enumerate(batch.pools):
-            if pool in (name, EVERY) and who[row].policy_id != policy_id:
+            asked_here = pool in (name, EVERY) and not is_retired(governance, name, policy_id)
+            if asked_here and who[row].policy_id != policy_id:
                 wishes[row][policy_id] = as_action(actions[row])
     return wishes
 

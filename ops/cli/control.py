@@ -37,6 +37,7 @@ from gpuloop.schemas.messages.control import (
     Objectives,
     PolicyStage,
     SetMode,
+    ended_by,
     scope,
 )
 from gpuloop.schemas.units import SECOND_US, USD_MICROS
@@ -85,11 +86,13 @@ def list_controls(
 ) -> None:
     """List what holds now: the last word of every scope."""
     with broker(settings(state_dir, bootstrap_servers)) as log:
-        held = {
-            scope(found.body): found
-            for found in _messages(log, "controls")
-            if isinstance(found, Control)
-        }
+        held: dict[str, Control] = {}
+        for found in _messages(log, "controls"):
+            if not isinstance(found, Control):
+                continue
+            for name in ended_by(found.body, {name: one.body for name, one in held.items()}):
+                del held[name]
+            held[scope(found.body)] = found
     show(
         [
             {"scope": name, "by": held[name].by, "reason": held[name].reason}

@@ -1,5 +1,6 @@
 """What people and claims impose on the loop. Compacted by scope: the last word per scope holds."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta
@@ -7,6 +8,9 @@ from msgspec import Meta
 from gpuloop.schemas.messages.actions import Actuator, Mode
 from gpuloop.schemas.messages.base import StrictMessage, StrictPart
 from gpuloop.schemas.units import MINUTE_US, Count, Name, Price, Ratio, Text, TimeUs, WallUs
+
+EVERY: Final = "*"
+"""Every pool, where a control names one."""
 
 LONGEST_LEASE_US: Final = MINUTE_US
 """How long after it was read a kill lease may hold: a longer one would disarm the switch.
@@ -72,7 +76,8 @@ class Objectives(StrictPart, frozen=True, kw_only=True, tag="objectives", tag_fi
 class PolicyStage(StrictPart, frozen=True, kw_only=True, tag="policy", tag_field="kind"):
     """Let a policy version act on a pool with this share of its offset; `*` means every pool.
 
-    A version with stage `shadow` is evaluated beside the champion and its wish is recorded.
+    A version with stage `shadow` is evaluated beside the champion and its wish is recorded. Stage
+    `retired` takes a version from every part it has on the pool, and leaves other versions theirs.
     """
 
     pool: Name
@@ -154,9 +159,29 @@ def scope(body: ControlBody) -> str:
             return f"objectives/{pool}"
         case PolicyStage(pool=pool, stage="shadow", policy_id=policy_id):
             return f"policy/{pool}/shadow/{policy_id}"
+        case PolicyStage(pool=pool, stage="retired", policy_id=policy_id):
+            return f"policy/{pool}/retired/{policy_id}"
         case PolicyStage(pool=pool):
             return f"policy/{pool}"
         case Assignment(experiment=experiment, pool=pool):
             return f"assignment/{experiment}/{pool}"
         case BreakerReset(pool=pool):
             return f"breaker/{pool}"
+
+
+def ended_by(body: ControlBody, held: Mapping[str, ControlBody]) -> list[str]:
+    """Return the scopes, of those that hold, whose word a control ends beside its own.
+
+    A version's retirement ends its parts, and a new part its retirement.
+    """
+    if not isinstance(body, PolicyStage):
+        return []
+    gone = body.stage == "retired"
+    return [
+        name
+        for name, one in held.items()
+        if isinstance(one, PolicyStage)
+        and one.policy_id == body.policy_id
+        and body.pool in (one.pool, EVERY)
+        and (gone or one.stage == "retired")
+    ]

@@ -1,5 +1,6 @@
 """What people impose reaches `controls`, and what cannot be meant is refused before it does."""
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -104,3 +105,13 @@ def test_first_controls_never_overrule_what_was_said_before() -> None:
     controls.publish(broker, [off], fleet=FLEET, by="ann", reason="")
     assert not controls.publish_first(broker, FLEET)
     assert len(list(tail.records(broker, ("controls",), last=99, follow=False))) == 1
+
+
+def test_the_list_of_controls_forgets_the_part_of_a_version_that_was_retired(
+    fleet: MemoryBroker,
+) -> None:
+    for name, stage in (("a", "champion"), ("b", "shadow"), ("a", "retired")):
+        part = PolicyStage(pool="*", policy_id=name, stage=stage, alpha=0.5)  # type: ignore[arg-type]
+        controls.publish(fleet, [part], fleet=FLEET, by="ann", reason="")
+    rows = json.loads(CliRunner().invoke(app, ["control", "list", "--json"]).output)
+    assert [row["scope"] for row in rows] == ["policy/*/retired/a", "policy/*/shadow/b"]

@@ -287,3 +287,12 @@ def test_a_version_that_comes_back_mended_under_its_id_acts_as_it_is_now():
     loop.send(stage())
     publish(loop, version(data), data)
     assert decisions(loop.minute(CALM))[0].policy_id == "sac-1"
+
+
+def test_a_shadow_that_is_retired_on_a_pool_is_not_evaluated_there():
+    loop, data = ready(), weights()
+    publish(loop, version(data), data)
+    loop.send(stage("shadow"))
+    assert decisions(loop.minute(CALM))[0].shadow_actions
+    loop.send(control(PolicyStage(pool="a100", policy_id="sac-1", stage="retired", alpha=0.0)))
+    assert not decisions(loop.minute(CALM))[0].shadow_actions

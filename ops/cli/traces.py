@@ -11,12 +11,20 @@ from gpuloop.ops.cli.context import AsJson, show
 from gpuloop.ops.stack.errors import StackError
 
 app: Final = typer.Typer(
-    help="Public traces: source, licence, what is at hand.", no_args_is_help=True
+    help="Public traces: source, licence, what is at hand; lists them unless told otherwise.",
+    invoke_without_command=True,
 )
 
 Folder = Annotated[
     Path | None, typer.Option("--folder", help="Where traces lie.", show_default="GPULOOP_TRACES")
 ]
+
+
+@app.callback()
+def default(context: typer.Context) -> None:
+    """List the known traces when nothing else is asked."""
+    if context.invoked_subcommand is None:
+        list_traces()
 
 
 @app.command("list")

@@ -98,6 +98,11 @@ def test_topics_and_schemas_are_listed_as_json(run: CliRunner) -> None:
     assert by_name["gpuloop/telemetry.gpu/1"]["unknown_fields"] == "tolerated"
 
 
+def test_traces_are_listed_where_nothing_else_is_asked(run: CliRunner) -> None:
+    asked, listed = run.invoke(app, ["traces"]), run.invoke(app, ["traces", "list"])
+    assert (asked.exit_code, asked.output) == (0, listed.output)
+
+
 def test_traces_are_listed_with_licence_and_what_is_at_hand(run: CliRunner, tmp_path: Path) -> None:
     jobs = tmp_path / "t" / "philly" / "jobs.csv.gz"
     jobs.parent.mkdir(parents=True)

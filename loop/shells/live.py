@@ -16,6 +16,7 @@ from typing import Final, Generic, Protocol
 
 from gpuloop.loop.shells import clock
 from gpuloop.loop.shells.broker import Broker, Consumer, Partition, read_between, starts
+from gpuloop.loop.shells.clock import REACH_US
 from gpuloop.loop.shells.fold import (
     Executed,
     Failpoint,
@@ -41,7 +42,7 @@ from gpuloop.loop.shells.timekeeping import CLOCK, Timekeeper, newest_anchors
 from gpuloop.schemas.codec import Record
 from gpuloop.schemas.component import Component, S
 from gpuloop.schemas.messages import ClockAnchor, Cut
-from gpuloop.schemas.units import SECOND_US
+from gpuloop.schemas.units import MINUTE_US, SECOND_US
 
 SILENT_US: Final = 60 * SECOND_US
 
@@ -206,12 +207,25 @@ class LiveShell(Generic[S]):
         self._ticked_us = now_us
         if not records and not ticks:
             self._idle(now_us)
+            self._say_if_behind(wall_us)
             return False
         moment = Moment(now_us=now_us, wall_us=wall_us, ticks_us=ticks, run=self._config.run)
         executed = self._cut(records, moment)
         took_us = clock.monotonic_us() - began_us
         self._watcher.cut(records, executed, self.saved, skipped=skipped, took_us=took_us)
+        self._say_if_behind(wall_us)
         return True
+
+    def _say_if_behind(self, wall_us: int) -> None:
+        """Say that time stands here until the world has come to where another one had been."""
+        if self._time.clock is None:
+            return
+        behind_us = self.saved.now_us - self._time.clock.now_us(wall_us)
+        if behind_us > 2 * REACH_US * max(self._time.clock.anchor.speed, 1.0):
+            self._watcher.waiting(
+                f"fleet time is {behind_us // MINUTE_US} minutes before what was seen here: another"
+                " world on these topics; give it a prefix of its own, or let this one go on"
+            )
 
     def _idle(self, now_us: int) -> None:
         """Tell quiet from cut off: the anchor alone comes every ten seconds."""

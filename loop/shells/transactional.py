@@ -8,6 +8,7 @@ world is also what fleet time is measured by: this shell publishes the anchor, a
 it does not run. Refused input goes out as dead letters through the same outbox.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from gpuloop.loop.shells.fold import (
     source_of,
 )
 from gpuloop.loop.shells.store import Store, Stored
+from gpuloop.loop.shells.timekeeping import newest_anchors
 from gpuloop.schemas.catalogue import CATALOGUE
 from gpuloop.schemas.codec import Encoded, encode
 from gpuloop.schemas.component import Component, S, load, save
@@ -35,6 +37,8 @@ from gpuloop.schemas.errors import Explained
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import ClockAnchor
 from gpuloop.schemas.units import INT64_MAX, MINUTE_US, SECOND_US
+
+log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +191,12 @@ class TransactionalShell(Generic[S]):
         parts = [
             part for topic in self._component.inputs for part in self._broker.partitions(topic)
         ]
+        if before := newest_anchors(self._broker, self._config.fleet):
+            log.warning(
+                "another world was here: who remembers it waits until this one is as far,"
+                " unless it gets a prefix of its own",
+                extra={"world": before[-1].world, "anchor_us": before[-1].anchor_us},
+            )
         beginnings, ends = self._broker.beginnings(parts), self._broker.ends(parts)
         stored = Stored(
             version=self._component.state_version,

@@ -115,9 +115,11 @@ def fault(number: int, *, node: str = "n1", fleet: str = FLEET, detail: str = ""
     return encode_outputs([fault_output(number, node=node, fleet=fleet, detail=detail)], "test")[0]
 
 
-def anchor(*, wall_us: int, speed: float = 60.0, fleet_us: int = START_US) -> Encoded:
+def anchor(
+    *, wall_us: int, speed: float = 60.0, fleet_us: int = START_US, world: str = "w1"
+) -> Encoded:
     message = ClockAnchor(
-        fleet=FLEET, world="w1", anchor_us=fleet_us, anchor_wall_us=wall_us, speed=speed
+        fleet=FLEET, world=world, anchor_us=fleet_us, anchor_wall_us=wall_us, speed=speed
     )
     return encode("telemetry.clock", FLEET, message, event_id=f"clock/{wall_us}", source="test")
 

@@ -301,6 +301,23 @@ def test_a_long_silence_brings_a_bounded_number_of_ticks() -> None:
     assert stage.watcher.skipped == 100 - 16
 
 
+def test_who_has_seen_a_later_world_says_that_it_waits_for_this_one() -> None:
+    stage = Stage(MemoryBroker())
+    stage.start()
+    for hour in range(1, 8):  # Seven hours of fleet time, an anchor a minute of wall time.
+        stage.tell(3600 * hour, [fault_output(hour)])
+        fleet_us = START_US + 3600 * hour * SECOND_US
+        stage.broker.produce([anchor(wall_us=stage.wall.now_us, fleet_us=fleet_us)])
+        stage.settle()
+    begin_us = stage.wall.now_us
+    for second in range(0, 50, 10):
+        stage.wall.now_us = begin_us + second * SECOND_US
+        fleet_us = START_US + 60 * second * SECOND_US
+        stage.broker.produce([anchor(wall_us=stage.wall.now_us, fleet_us=fleet_us, world="w2")])
+        stage.settle()
+    assert "another world on these topics" in stage.watcher.waits[-1]
+
+
 def test_a_clock_years_ahead_moves_no_component_whether_it_runs_or_starts() -> None:
     stage = Stage(MemoryBroker())
     stage.start()

@@ -273,6 +273,18 @@ def test_a_fresh_world_owes_nothing_to_commands_of_another(tmp_path: Path) -> No
     assert stage.shell.state.executor.lease_expires_wall_us > WALL_US
 
 
+def test_a_fresh_world_on_the_topics_of_another_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(tmp_path)
+    stage.start()
+    assert "another world was here" not in caplog.text
+    stage.store.close()
+    stage.path.unlink()
+    stage.start()
+    assert "another world was here" in caplog.text
+
+
 def test_a_world_does_not_go_on_under_another_configuration(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.start()

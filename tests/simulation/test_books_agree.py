@@ -8,7 +8,7 @@ import pytest
 from gpuloop.loop.learn.simulate import FleetSimulation
 from gpuloop.loop.services.twin_fleet import TwinFleet
 from gpuloop.schemas.component import Received
-from gpuloop.schemas.messages import Decision, Reward
+from gpuloop.schemas.messages import ResourceSample, Reward
 from gpuloop.schemas.messages.learning import COMPONENTS
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
 from gpuloop.twin.config import FaultRates, Injection, ServiceConfig, TwinConfig
@@ -32,10 +32,10 @@ def run() -> tuple[list[Reward], dict[int, Books]]:
     books: dict[int, Books] = {}
 
     def look(event: Received) -> None:
-        assert isinstance(event.message, Decision)
-        books.setdefault(event.message.tick_us, twin.world.books())
+        assert isinstance(event.message, ResourceSample)
+        books.setdefault(event.message.event_time_us, twin.world.books())
 
-    fleet.simulation.watch("decisions", look)
+    fleet.simulation.watch("telemetry.resources", look)
     rewards = fleet.simulation.collect("rewards")
     fleet.run(fleet.start_us + HOURS * HOUR_US)
     return [r.message for r in rewards if isinstance(r.message, Reward)], books

@@ -31,7 +31,7 @@ def build(settings: Settings) -> Decider:
 
 
 class DeciderWatcher(ProcessWatcher):
-    """Says as well what the decider passed over, and when it hears of no world it can follow."""
+    """Says as well what the decider passed over, and why it decides nothing, where it does not."""
 
     def __init__(self, name: str, health: Health) -> None:
         super().__init__(name, health)
@@ -40,7 +40,8 @@ class DeciderWatcher(ProcessWatcher):
         self._log = logging.getLogger(name)
         self._told: dict[str, int] = {}
         self._growing: frozenset[str] = frozenset()
-        self._deaf = ""
+        self._idle_because = ""
+        metrics.OUTPUTS.labels(name, "decisions")  # From 0 on, so that none at all is seen as none.
 
     def resumed(self, saved: Saved[Any], *, followed: int, disagreed: int, expired: int) -> None:
         """Say from where the component goes on; what was counted before has been told."""
@@ -48,10 +49,10 @@ class DeciderWatcher(ProcessWatcher):
         self._told = _passed_over(saved.state)
 
     def idle(self, now_us: int) -> None:
-        """Say that there was nothing to do, unless the reason is that nothing is of use."""
+        """Say that there was nothing to do, unless the reason is that nothing can be done."""
         super().idle(now_us)
-        if self._deaf:
-            self._health.waiting(self._deaf)
+        if self._idle_because:
+            self._health.waiting(self._idle_because)
 
     def cut(
         self,
@@ -74,15 +75,34 @@ class DeciderWatcher(ProcessWatcher):
         self._told = found
         if growing or records:
             self._growing = frozenset(growing)
-        minutes = saved.state.behind_us // MINUTE_US
-        self._deaf = (
-            f"pools are dated {minutes} minutes before what was decided: another world on these"
-            " topics; give it a prefix of its own, or let this one go on"
-            if minutes
-            else ""
+        metrics.OWNS_FLEET.set(saved.state.governance.owns)
+        self._idle_because = _no_world(saved.state) or _no_fleet(saved.state)
+        if self._idle_because:
+            self._health.waiting(self._idle_because)
+
+
+def _no_world(state: DeciderState) -> str:
+    """Return why nothing that is heard is of use, or nothing."""
+    minutes = state.behind_us // MINUTE_US
+    if not minutes:
+        return ""
+    return (
+        f"pools are dated {minutes} minutes before what was decided: another world on these"
+        " topics; give it a prefix of its own, or let this one go on"
+    )
+
+
+def _no_fleet(state: DeciderState) -> str:
+    """Return why the fleet is another's to decide for, or nobody's yet, or nothing."""
+    governance = state.governance
+    if governance.owns:
+        return ""
+    if governance.deposed:
+        return (
+            f"another decider has claimed the fleet under epoch {governance.highest_epoch}: this"
+            " one decides nothing until it is started again"
         )
-        if self._deaf:
-            self._health.waiting(self._deaf)
+    return "the claim on the fleet is not read back yet"
 
 
 def _passed_over(state: DeciderState) -> dict[str, int]:

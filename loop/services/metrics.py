@@ -48,6 +48,9 @@ FLEET_TIME = Gauge(
 POSITION = Gauge(
     "gpuloop_position", "Next offset to consume.", ("component", "partition"), registry=REGISTRY
 )
+OWNS_FLEET = Gauge(
+    "gpuloop_owns_fleet", "1 while this decider owns the fleet and so decides.", registry=REGISTRY
+)
 READY = Gauge("gpuloop_ready", "1 when the service says it is ready.", registry=REGISTRY)
 
 

@@ -4,13 +4,16 @@ from typing import Any
 
 import pytest
 
+from builders import START_US, at
 from gpuloop.loop.decide.decider import Decider
+from gpuloop.loop.decide.governance import follow
 from gpuloop.loop.decide.state import DeciderState, drop
 from gpuloop.loop.services import metrics
 from gpuloop.loop.services.decider import DeciderWatcher
 from gpuloop.loop.services.health import Health
 from gpuloop.loop.shells.fold import Executed
 from gpuloop.loop.shells.journal import Saved
+from gpuloop.schemas.messages.control import Claim
 from gpuloop.schemas.units import MINUTE_US
 
 PAST = "pools from the past"
@@ -23,6 +26,7 @@ class Told:
         self.health = Health("decider")
         self.watcher = DeciderWatcher("decider", self.health)
         self.state: DeciderState = Decider("local").initial()
+        self.state.governance.owns = True
 
     def saved(self) -> Saved[Any]:
         return Saved(state=self.state, number=1, now_us=0, wall_us=0, positions={},
@@ -49,6 +53,39 @@ def test_a_decider_that_hears_of_the_past_only_is_not_ready_and_says_why() -> No
     told.cut()
     told.watcher.idle(0)
     assert told.health.report().ready
+
+
+def test_a_decider_that_was_deposed_is_not_ready_and_says_why() -> None:
+    told = Told()
+    told.cut()
+    assert told.health.report().ready
+    assert metrics.REGISTRY.get_sample_value("gpuloop_owns_fleet") == 1.0
+    follow_a_rival(told.state)
+    told.cut()
+    told.watcher.idle(0)
+    assert not told.health.report().ready
+    assert "another decider has claimed the fleet under epoch 7" in told.health.report().detail
+    assert metrics.REGISTRY.get_sample_value("gpuloop_owns_fleet") == 0.0
+
+
+def follow_a_rival(state: DeciderState) -> None:
+    state.governance.epoch = state.governance.highest_epoch = 6
+    follow(state.governance, "decider", Claim(owner="another", epoch=7), at(START_US))
+
+
+def test_a_decider_whose_claim_is_not_read_back_yet_is_not_ready() -> None:
+    told = Told()
+    told.state.governance.owns = False
+    told.cut()
+    assert not told.health.report().ready
+    assert "not read back" in told.health.report().detail
+
+
+def test_no_decision_so_far_is_a_count_of_none_and_not_an_unknown_one() -> None:
+    name = "decider-that-has-just-begun"
+    DeciderWatcher(name, Health(name))
+    labels = {"component": name, "topic": "decisions"}
+    assert metrics.REGISTRY.get_sample_value("gpuloop_outputs_total", labels) == 0.0
 
 
 def test_what_is_passed_over_is_counted_once_and_logged_when_it_begins(

@@ -65,9 +65,13 @@ def watch():
 
 
 def kcat(*arguments, say=""):
+    who = PROJECT.identity
+    signed_in = [] if who is None else ["-F", who.name]
+    address = PROJECT.environment["GPULOOP_BOOTSTRAP_SERVERS"]
     done = subprocess.run(
-        ["kcat", "-q", "-b", PROJECT.environment["GPULOOP_BOOTSTRAP_SERVERS"], *arguments],
+        ["kcat", "-q", *signed_in, "-b", address, *arguments],
         input=say, capture_output=True, text=True, timeout=60, check=True,
+        cwd=None if who is None else who.parent,
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines()]
 

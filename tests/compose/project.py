@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -43,6 +44,7 @@ class Project:
             profiles.add("local")
         values = ports | {
             "COMPOSE_PROFILES": ",".join(sorted(profiles)),
+            "ACCESS_DIR": str(self.access),
             "GPULOOP_SPEED": "60",
             "GPULOOP_START": "2017-10-16T08:00:00",
         }
@@ -67,12 +69,35 @@ class Project:
         self.environment = {"GPULOOP_BOOTSTRAP_SERVERS": f"localhost:{ports['KAFKA_PORT']}"}
         self.environment |= ports
 
+    @property
+    def access(self) -> Path:
+        """Return where identities lie, if this stack is a secured one."""
+        return self.folder / "access"
+
+    @property
+    def identity(self) -> Path | None:
+        """Return what a person signs in with; None where Kafka trusts everybody."""
+        found = self.environment.get("GPULOOP_KAFKA_CONFIG")
+        return None if found is None else Path(found)
+
+    def secure(self) -> None:
+        """Make identities as the documentation says, and go on with the secured stack."""
+        shutil.rmtree(self.access, ignore_errors=True)
+        self.access.mkdir()
+        self.engine.docker(
+            "run", "--rm", f"--user={os.getuid()}", f"--volume={self.access}:/access",
+            "--entrypoint=gpuloop", "gpuloop-base:0.1.0", "access", "make", "/access",
+            "--host=kafka", "--host=localhost",
+        )  # fmt: skip
+        self.environment["GPULOOP_KAFKA_CONFIG"] = str(self.access / "operator/kafka.properties")
+
     def compose(self, *arguments: str, check: bool = True, timeout: float = 1800.0) -> str:
         """Run `docker compose` for this project and return what it printed."""
+        secured = [] if self.identity is None else [f"--file={ROOT}/docker-compose.secure.yml"]
         return self.engine.docker(
             "compose", "--progress=plain", f"--project-name={NAME}",
-            f"--env-file={self.folder}/env",
-            f"--file={ROOT}/docker-compose.yml", f"--file={self.folder}/override.yml",
+            f"--env-file={self.folder}/env", f"--file={ROOT}/docker-compose.yml", *secured,
+            f"--file={self.folder}/override.yml",
             *arguments, check=check, timeout=timeout,
         ).stdout  # fmt: skip
 
@@ -108,8 +133,10 @@ class Project:
         if arguments[:2] == ("audit", "verify"):
             return self.compose("exec", "-T", "auditor", "gpuloop", *arguments)
         if arguments[0] == "record":
+            signed_in = [f"--volume={self.access}/operator:/run/gpuloop/access:ro"]
             return self.compose(
                 "run", "--rm", "--no-deps", "--no-TTY", f"--user={os.getuid()}:{os.getgid()}",
+                *(signed_in if self.identity is not None else []),
                 f"--volume={self.folder}:/recordings", "--entrypoint=gpuloop",
                 "decider", "record", f"/recordings/{arguments[1]}",
             )  # fmt: skip
@@ -127,7 +154,7 @@ class Project:
 
     def broker(self) -> KafkaBroker:
         """Return a client outside the containers, on the advertised listener."""
-        return KafkaBroker(self.environment["GPULOOP_BOOTSTRAP_SERVERS"])
+        return KafkaBroker(self.environment["GPULOOP_BOOTSTRAP_SERVERS"], config=self.identity)
 
     def left(self) -> list[str]:
         """Return every container, volume and network that the project has now."""

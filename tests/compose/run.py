@@ -4,7 +4,9 @@ Uses the engine that answers, else runs its own; pulls the images of others, els
 says so; builds ours from the Dockerfile as it is; brings everything up with Compose, and hands over
 to `loop_in_containers.py`. It takes what it started down again, whatever happened.
 
-Usage: python tests/compose/run.py [PYTEST ARGUMENTS]
+Usage: python tests/compose/run.py [--secure] [PYTEST ARGUMENTS]
+
+With `--secure` it is the stack of docker-compose.secure.yml: TLS, passwords, rights.
 """
 
 import json
@@ -28,6 +30,8 @@ FOLDER = Path(os.environ.get("TEST_COMPOSE_FOLDER", "/var/tmp/gpuloop-engine"))
 
 def main(arguments: list[str]) -> int:
     """Run it all; return the exit status of the assertions."""
+    secured = "--secure" in arguments
+    arguments = [one for one in arguments if one != "--secure"]
     stood_in: list[str] = []
     try:
         with engine(FOLDER, stood_in) as found:
@@ -44,6 +48,8 @@ def main(arguments: list[str]) -> int:
                     services = [*OURS]
                 project.compose("build", *services)
                 print(f"compose: built in {monotonic() - began:.0f} s", flush=True)
+                if secured:
+                    project.secure()
                 began = monotonic()
                 project.compose("up", "--detach", "--wait", "--no-build")
                 print(f"compose: everything healthy in {monotonic() - began:.0f} s", flush=True)

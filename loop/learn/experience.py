@@ -4,11 +4,17 @@ A transition goes from a decision to the next one of the same pool, one control 
 reward is the ledger's flow in between. Anything else between the two (a missing tick, a new
 feature version, a censored window) is a gap: the transition is not made, and nothing is
 bootstrapped across it.
+
+Both topics have the same keys and so the same partitions; each partition is joined on its own. A
+join asks its reader to leave the topic that is ahead alone for a while, and gives up only what
+cannot find a counterpart any more. So the same records make the same transitions however the two
+topics interleave, in live reading and in a rebuild, and memory stays bounded.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +22,7 @@ from numpy.typing import NDArray
 from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.messages import Decision, Reward
 from gpuloop.schemas.policy import CONTROL_TICK_US, DIMENSIONS, FEATURE_NAMES, FEATURE_VERSION
-from gpuloop.schemas.units import USD_MICROS
+from gpuloop.schemas.units import HOUR_US, USD_MICROS
 
 REWARD_SCALE_USD: Final = 10.0
 """Dollars per unit of reward, frozen: about a pool's flow in one control tick."""
@@ -28,6 +34,13 @@ It belongs to the learner and is never booked: without it an actor drifts to the
 where the envelope makes all actions alike and the critic has nothing to tell them apart by."""
 
 MAX_PENDING: Final = 4096
+"""Decisions, or rewards, of a partition that wait until the other topic must catch up: days of a
+pool, hours of twenty."""
+
+OUT_OF_ORDER_US: Final = HOUR_US
+"""Fleet time by which pools may be out of step within a topic: twice what the evaluator waits."""
+
+Topic = Literal["decisions", "rewards"]
 
 MOST: Final = 1e9
 """The largest number in a transition: far beyond any ratio, count or price, far below float32's."""
@@ -69,13 +82,30 @@ def cut_of(decision: Decision) -> NDArray[np.float32]:
     return np.clip(cut, -1.0, 1.0).astype(np.float32)
 
 
+K = TypeVar("K")
+V = TypeVar("V")
+
+
 @dataclass
 class ExperienceJoin:
-    """Match decisions with rewards in whatever order they arrive; memory is bounded."""
+    """Match decisions with rewards in whatever order they arrive.
+
+    Memory is bounded for a reader that stops reading what is `ahead`. `decided_us` and `earned_us`
+    are where the two topics have come to.
+    """
 
     decisions: OrderedDict[tuple[str, int], Decision] = field(default_factory=OrderedDict)
     rewards: OrderedDict[str, Reward] = field(default_factory=OrderedDict)
     skipped: int = 0
+    decided_us: int = 0
+    earned_us: int = 0
+
+    @property
+    def ahead(self) -> Topic | None:
+        """Say which topic to read no further for now, because too much of it waits."""
+        if len(self.decisions) >= MAX_PENDING:
+            return "decisions"
+        return "rewards" if len(self.rewards) >= MAX_PENDING else None
 
     def decision(self, decision: Decision) -> list[Made]:
         """Take in a decision and return the transitions that it completes.
@@ -90,16 +120,20 @@ class ExperienceJoin:
             return []
         _refuse_misshapen(decision)
         self.decisions[decision.pool, decision.tick_us] = decision
-        self._bound()
+        self.decided_us = decision.tick_us
         previous = self.decisions.get((decision.pool, decision.tick_us - CONTROL_TICK_US))
-        return [t for first in (previous, decision) if first for t in self._join(first)]
+        made = [t for first in (previous, decision) if first for t in self._join(first)]
+        self._make_room()
+        return made
 
     def reward(self, reward: Reward) -> list[Made]:
         """Take in a reward and return the transitions that it completes."""
         self.rewards[reward.decision_id] = reward
-        self._bound()
+        self.earned_us = reward.start_us
         first = self.decisions.get((reward.pool, reward.start_us))
-        return self._join(first) if first else []
+        made = self._join(first) if first else []
+        self._make_room()
+        return made
 
     def _join(self, first: Decision) -> list[Made]:
         reward = self.rewards.get(first.decision_id)
@@ -119,11 +153,27 @@ class ExperienceJoin:
         )
         return [((first.tick_us, first.pool), made)]
 
-    def _bound(self) -> None:
-        for pending in (self.decisions, self.rewards):
-            while len(pending) > MAX_PENDING:
-                pending.popitem(last=False)
-                self.skipped += 1
+    def _make_room(self) -> None:
+        """Where too much waits, give up what both topics have passed: it has no counterpart.
+
+        Should both be full of what neither has passed, the oldest of each goes, or neither would
+        ever be read on; only then does it matter how the topics interleaved.
+        """
+        passed_us = min(self.decided_us, self.earned_us) - OUT_OF_ORDER_US
+        if len(self.decisions) >= MAX_PENDING:
+            old = [key for key, one in self.decisions.items() if one.tick_us < passed_us]
+            self._give_up(self.decisions, old)
+        if len(self.rewards) >= MAX_PENDING:
+            lone = [key for key, one in self.rewards.items() if one.start_us < passed_us]
+            self._give_up(self.rewards, lone)
+        while len(self.decisions) >= MAX_PENDING <= len(self.rewards):
+            self._give_up(self.decisions, [next(iter(self.decisions))])
+            self._give_up(self.rewards, [next(iter(self.rewards))])
+
+    def _give_up(self, waiting: MutableMapping[K, V], keys: Iterable[K]) -> None:
+        for key in keys:
+            del waiting[key]
+            self.skipped += 1
 
 
 def _refuse_misshapen(decision: Decision) -> None:

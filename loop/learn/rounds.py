@@ -1,7 +1,8 @@
 """A training round on recorded experience: a pure function of offsets, seed and configuration.
 
 Experience is whatever `decisions` and `rewards` hold up to a cut, in an order of its own (tick,
-then pool), so that how the two topics interleaved does not matter. A round starts from its parent's
+then pool), so that how the two topics interleaved does not matter, as long as their reader leaves
+alone what is ahead. A round starts from its parent's
 actor with a fresh critic and takes a fixed number of gradient steps; running it again on the same
 offsets gives the same bytes.
 """
@@ -45,7 +46,8 @@ class Experience:
 
     fleet: str
 
-    join: ExperienceJoin = field(default_factory=ExperienceJoin)
+    joins: dict[int, ExperienceJoin] = field(default_factory=dict)
+    """By partition, which a pool's decisions and rewards have in common."""
     transitions: dict[tuple[int, str], Transition] = field(default_factory=dict)
     ranges: dict[tuple[str, int], OffsetRange] = field(default_factory=dict)
     trained: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -60,10 +62,11 @@ class Experience:
         """
         self._count(record)
         message = receive(record, self.fleet).message
+        join = self.joins.setdefault(record.partition, ExperienceJoin())
         if isinstance(message, Decision):
-            made = self.join.decision(message)
+            made = join.decision(message)
         elif isinstance(message, Reward):
-            made = self.join.reward(message)
+            made = join.reward(message)
         else:
             raise BadInput("unknown_type", f"{type(message).__name__} on {record.topic}")
         unseen = record.offset > self.trained.get((record.topic, record.partition), -1)
@@ -79,6 +82,17 @@ class Experience:
         self.ranges[at] = OffsetRange(
             topic=record.topic, partition=record.partition, first=first, last=record.offset
         )
+
+    def ahead(self) -> set[tuple[str, int]]:
+        """Return the topics and partitions to read no further until their counterpart catches up.
+
+        Of a partition that is one of the two topics at most.
+        """
+        return {
+            (join.ahead, partition)
+            for partition, join in self.joins.items()
+            if join.ahead is not None
+        }
 
     def trained_through(self, ranges: Iterable[OffsetRange]) -> None:
         """Take a round on these offsets as done."""

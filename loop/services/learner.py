@@ -1,7 +1,8 @@
 """The learner: the one process with torch. It writes policy versions; it never deploys one.
 
 It holds nothing that the topics do not: experience is rebuilt from `decisions` and `rewards` at
-start, and the versions on `policies` say which rounds are done.
+start, and the versions on `policies` say which rounds are done. Whichever topic is far ahead of the
+other is paused, so that a rebuild keeps in memory what lies between them, and nothing is lost.
 """
 
 import logging
@@ -15,7 +16,7 @@ from gpuloop.loop.learn.rounds import Experience, RoundConfig, train_round
 from gpuloop.loop.services import metrics
 from gpuloop.loop.services.process import Process, serving
 from gpuloop.loop.settings import Settings
-from gpuloop.loop.shells.broker import Broker, Partition, starts
+from gpuloop.loop.shells.broker import Broker, Consumer, Partition, starts
 from gpuloop.loop.shells.clock import wall_us
 from gpuloop.loop.shells.kafka import KafkaBroker
 from gpuloop.schemas.codec import BadInput, Record, dead_letters, encode
@@ -24,6 +25,7 @@ from gpuloop.schemas.messages import PolicyVersion
 
 NAME: Final = "learner"
 KEY_FILE: Final = "keys/learner.pem"
+MAX_RECORDS: Final = 1000
 log = logging.getLogger(NAME)
 
 
@@ -73,13 +75,15 @@ class Learner:
         positions = starts(self._broker, ["decisions", "rewards"])
         ends = self._broker.ends(list(positions))
         consumer = self._broker.consumer(positions, group=f"gpuloop-{NAME}")
+        ahead: set[Partition] = set()
         try:
             while not self._process.stop.is_set():
-                records = consumer.poll(max_records=1000, timeout_s=0.5)
+                records = consumer.poll(max_records=MAX_RECORDS, timeout_s=0.5)
                 for record in records:
                     self._take(record)
                     positions[Partition(record.topic, record.partition)] = record.offset + 1
-                if all(positions[part] >= end for part, end in ends.items()):
+                ahead = self._hold(consumer, ahead)
+                if all(positions[part] >= end or part in ahead for part, end in ends.items()):
                     self._train_if_due()
                 detail = (
                     f"{len(self._experience.transitions)} transitions, round {self._rounds_done}"
@@ -87,6 +91,15 @@ class Learner:
                 self._process.health.progress(detail, {str(p): o for p, o in positions.items()})
         finally:
             consumer.close()
+
+    def _hold(self, consumer: Consumer, held: set[Partition]) -> set[Partition]:
+        """Pause the partitions that are ahead of their counterpart, and go on with the others."""
+        ahead = {Partition(*at) for at in self._experience.ahead()}
+        if ahead - held:
+            consumer.pause(ahead - held)
+        if held - ahead:
+            consumer.resume(held - ahead)
+        return ahead
 
     def _take(self, record: Record) -> None:
         metrics.RECORDS.labels(NAME, record.topic).inc()

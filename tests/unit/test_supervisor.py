@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 
 import psutil
 import pytest
@@ -19,27 +18,9 @@ import pytest
 from gpuloop.loop.services.health import Health, HealthServer
 from gpuloop.ops.stack import local, ports, process
 from gpuloop.ops.stack.errors import StackError
-from gpuloop.ops.stack.layout import Layout
-from gpuloop.ops.stack.process import Program
-from gpuloop.ops.stack.state import ProcessState, StackState, write
 from gpuloop.ops.stack.supervisor import Supervisor
 from gpuloop.ops.stack.unit import MAX_FAILURES_BEFORE_READY, Answer, Phase, Unit, Watched
-
-PATIENCE_SECONDS = 20.0
-SLEEPER = "import time; time.sleep(600)"
-
-
-def until(condition: Callable[[], bool], step: Callable[[], None] = lambda: None) -> None:
-    """Step until the condition holds; a test that waits in vain fails."""
-    deadline = monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert monotonic() < deadline, "waited in vain"
-        step()
-        sleep(0.01)
-
-
-def python(code: str, **fields: object) -> Program:
-    return Program(arguments=(sys.executable, "-c", textwrap.dedent(code)), **fields)  # type: ignore[arg-type]
+from processes import SLEEPER, alive, python, until
 
 
 def process_unit(name: str, code: str = SLEEPER, **fields: object) -> Unit:
@@ -247,7 +228,7 @@ def test_process_that_lives_but_answers_no_more_is_started_again_and_says_why(
     began = probed.now
     until(lambda: watched.restarts == 1, probed.second)
     assert 60.0 < probed.now - began < 75.0
-    until(lambda: not _alive(first))
+    until(lambda: not alive(first))
     probed.answer = Answer(True, "well")
     until(lambda: watched.phase is Phase.READY, probed.second)
     assert watched.state().detail == "well"
@@ -310,7 +291,7 @@ def test_what_a_crashed_process_had_started_dies_with_it(
     assert watched.child is not None
     os.kill(watched.child.pid, signal.SIGKILL)
     until(lambda: watched.restarts == 1, supervisor.step)
-    until(lambda: not _alive(int(note.read_text())))
+    until(lambda: not alive(int(note.read_text())))
 
 
 def test_stop_ends_dependents_before_what_they_need(supervise: Supervise, tmp_path: Path) -> None:
@@ -379,7 +360,7 @@ def test_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
         until(lambda: SLEEPER in psutil.Process(pid).cmdline())
         parent.kill()
         parent.wait()
-        until(lambda: not _alive(pid))
+        until(lambda: not alive(pid))
     finally:
         parent.kill()
 
@@ -393,118 +374,3 @@ def test_program_does_not_start_when_its_supervisor_is_already_gone(tmp_path: Pa
     )
     assert done.returncode == 125
     assert not note.exists()
-
-
-def test_child_sees_no_settings_of_ours_but_its_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("GPULOOP_SPEED", "7")
-    monkeypatch.setenv("OTHER", "kept")
-    log = tmp_path / "log"
-    show = (
-        "import os; print({k: v for k, v in os.environ.items() if k in ('OTHER',) or 'GPU' in k})"
-    )
-    child = process.Child(python(show, environment={"GPULOOP_SEED": "1"}), log)
-    assert child.reap(PATIENCE_SECONDS)
-    assert log.read_text().strip() in (
-        "{'OTHER': 'kept', 'GPULOOP_SEED': '1'}",
-        "{'GPULOOP_SEED': '1', 'OTHER': 'kept'}",
-    )
-
-
-def test_log_is_bounded_and_keeps_one_older_file(tmp_path: Path) -> None:
-    log = tmp_path / "x.log"
-    with log.open("ab") as file:
-        file.write(b"a" * 100)
-        file.flush()
-        process.bound_log(log, 50)
-        assert log.stat().st_size == 0
-        file.write(b"later")
-    assert log.read_bytes() == b"later"
-    assert (tmp_path / "x.log.1").read_bytes() == b"a" * 100
-
-
-def test_second_supervisor_in_a_folder_is_refused_and_told_who_is_first(tmp_path: Path) -> None:
-    layout = Layout(tmp_path / "state")
-    layout.create()
-    with layout.locked():
-        assert layout.owner() == os.getpid()
-        with (
-            pytest.raises(StackError, match=f"already up in .*process {os.getpid()}"),
-            Layout(tmp_path / "state").locked(),
-        ):
-            pass
-    assert layout.owner() is None
-    assert not layout.lock.exists()
-
-
-def test_wiping_keeps_keys_and_refuses_a_folder_of_somebody_else(tmp_path: Path) -> None:
-    layout = Layout(tmp_path / "state")
-    layout.create()
-    (layout.keys / "learner.pem").parent.mkdir()
-    (layout.keys / "learner.pem").write_text("key")
-    (layout.root / "twin.sqlite").write_text("world")
-    layout.wipe()
-    assert sorted(path.name for path in layout.root.iterdir()) == ["keys", "logs"]
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "thesis.tex").touch()
-    with pytest.raises(StackError, match="not a gpuloop state folder"):
-        Layout(home).create()
-
-
-def test_requested_port_that_is_taken_is_named_and_a_free_one_is_found_instead(
-    tmp_path: Path,
-) -> None:
-    with socket.socket() as taken:
-        port = next(ports.free_ports(tmp_path))
-        taken.bind((ports.LOOPBACK, port))
-        taken.listen()
-        with pytest.raises(StackError, match=f"port {port}, requested for Kafka"):
-            ports.requested(port, purpose="Kafka")
-        assert next(ports.free_ports(tmp_path)) != port
-    assert ports.requested(port, purpose="Kafka") == port
-    with pytest.raises(StackError, match="99999, requested for Kafka, is not between"):
-        ports.requested(99_999, purpose="Kafka")
-
-
-def test_two_folders_search_ports_in_different_places() -> None:
-    first, second = (next(ports.free_ports(Path(folder))) for folder in ("/srv/a", "/srv/b"))
-    assert abs(first - second) > 20
-
-
-def test_leftover_of_a_dead_supervisor_is_ended_but_not_a_stranger_with_its_pid(
-    tmp_path: Path,
-) -> None:
-    from gpuloop.ops.stack.run import end_leftovers
-
-    layout = Layout(tmp_path / "state")
-    layout.create()
-    with subprocess.Popen([sys.executable, "-c", SLEEPER], start_new_session=True) as left:
-        born = process.created(left.pid)
-        assert born is not None
-        write(layout.state, _state(ProcessState(name="x", phase="ready", detail="", pid=left.pid)))
-        assert end_leftovers(layout) == []
-        same = ProcessState(name="x", phase="ready", detail="", pid=left.pid, created=born)
-        write(layout.state, _state(same))
-        assert end_leftovers(layout) == ["x"]
-
-
-def _state(entry: ProcessState) -> StackState:
-    return StackState(
-        phase="running",
-        pid=1,
-        created=0.0,
-        started_wall_us=0,
-        environment={},
-        resident_bytes=0,
-        resident_peak_bytes=0,
-        processes=(entry,),
-    )
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -165,6 +165,8 @@ def check(
         for start in starts
         for alpha in (0.0, *alphas)
     ]
+    what = f"checking {len(starts)} days at {len(alphas)} alphas"
+    progress(what, 0.0)
     earned: dict[tuple[int, float], float] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
@@ -172,7 +174,7 @@ def check(
     ) as pool:
         for done, (day, usd) in enumerate(zip(days, pool.map(_score, days), strict=True), start=1):
             earned[day.start_us, day.alpha] = usd
-            progress(f"checking {len(starts)} days at {len(alphas)} alphas", done / len(days))
+            progress(what, done / len(days))
     differences = {
         alpha: [earned[start, alpha] - earned[start, 0.0] for start in starts] for alpha in alphas
     }

@@ -2,17 +2,23 @@
 
 import os
 import sys
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpuloop.ops.cli.context import print_json
+from gpuloop.ops.cli.progress import shown
 from gpuloop.ops.stack.preflight import refuse_no_traces
 from gpuloop.schemas.units import SECOND_US
+
+if TYPE_CHECKING:
+    from gpuloop.loop.learn.gate import Gate
+    from gpuloop.loop.learn.teach import Curriculum, Lesson
+    from gpuloop.schemas.messages import PolicyVersion
 
 TRAIN_FROM = "2017-09-25"
 CHECK_FROM = "2017-10-09"
@@ -45,11 +51,11 @@ def train(
 ) -> None:
     """Train a policy in the twin, check it on held-out days, and write it with its verdict.
 
-    Prints what each alpha earned against the rule on the same draws, with 90 % intervals over
-    days; a policy with no lower bound above zero gets alpha 0.
+    Prints what each alpha earned against the rule on the same draws, with intervals over days that
+    hold for all alphas at once with 90 %; a policy with no lower bound above zero gets alpha 0.
     """
     from gpuloop.loop.learn import registry
-    from gpuloop.loop.learn.teach import Curriculum, check, teach
+    from gpuloop.loop.learn.teach import check, teach
     from gpuloop.loop.learn.trainer import TrainerConfig
     from gpuloop.twin.config import TwinConfig
 
@@ -57,33 +63,61 @@ def train(
         raise typer.BadParameter(f"{algorithm} is neither sac nor td3", param_hint="--algorithm")
     if traces is not None:
         refuse_no_traces(traces)
-    last_trained = _day(train_from) + timedelta(days=train_days)
-    if _day(train_from) <= _day(check_from) < last_trained:
-        raise typer.BadParameter("the check's days must be held out", param_hint="--check-from")
+    days = Days(train_from, train_days, check_from, check_days)
+    curriculum = days.curriculum(updates_per_transition)
     config = TrainerConfig(algorithm="td3" if algorithm == "td3" else "sac")
-    curriculum = Curriculum(
-        train_from_us=_us(_day(train_from)),
-        train_days=train_days,
-        check_from_us=_us(_day(check_from)),
-        check_days=check_days,
-        updates_per_transition=updates_per_transition,
-    )
     twin = TwinConfig()
-    with _progress() as bar:
-        task = bar.add_task("starting", total=1.0)
-
-        def progress(what: str, share: float) -> None:
-            bar.update(task, description=what, completed=share)
-
+    with shown() as tell:
         lesson = teach(
-            config, curriculum, twin, traces=traces, seed=seed, progress=progress, device=device
+            config, curriculum, twin, traces=traces, seed=seed, progress=tell, device=device
         )
         gate = check(
-            lesson, curriculum, twin, traces=traces, seed=seed, workers=workers, progress=progress
+            lesson, curriculum, twin, traces=traces, seed=seed, workers=workers, progress=tell
         )
-    version = registry.describe(
-        fleet=twin.fleet,
-        algorithm=config.algorithm,
+    workload = "trace" if traces is not None else "generator"
+    made = _described(lesson, gate, config.algorithm, days, seed=seed, workload=workload)
+    print_json(made)
+    _print_verdict(gate)
+    if output is not None:
+        registry.store(output, made, lesson.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Days:
+    """Which days train and which judge, as they were asked for."""
+
+    train_from: str
+    train_days: int
+    check_from: str
+    check_days: int
+
+    def curriculum(self, updates_per_transition: float) -> "Curriculum":
+        """Return these days as a curriculum; the days that judge must not be trained on."""
+        from gpuloop.loop.learn.teach import Curriculum
+
+        train_from, check_from = _day(self.train_from), _day(self.check_from)
+        last_checked = check_from + timedelta(days=self.check_days)
+        if check_from < train_from + timedelta(days=self.train_days) and train_from < last_checked:
+            raise typer.BadParameter("the check's days must be held out", param_hint="--check-from")
+        return Curriculum(
+            train_from_us=_us(train_from),
+            train_days=self.train_days,
+            check_from_us=_us(check_from),
+            check_days=self.check_days,
+            updates_per_transition=updates_per_transition,
+        )
+
+
+def _described(
+    lesson: "Lesson", gate: "Gate", algorithm: str, days: Days, *, seed: int, workload: str
+) -> "PolicyVersion":
+    """Return the version of what was trained and checked, and what made it."""
+    from gpuloop.loop.learn import registry
+    from gpuloop.twin.config import TwinConfig
+
+    return registry.describe(
+        fleet=TwinConfig().fleet,
+        algorithm=algorithm,
         version=0,
         parent="",
         created_wall_us=0,
@@ -92,19 +126,19 @@ def train(
         weights=lesson.weights,
         seed=seed,
         config={
-            "train_from": train_from,
-            "train_days": train_days,
-            "check_from": check_from,
-            "check_days": check_days,
+            **asdict(days),
             "updates": lesson.updates,
             "transitions": lesson.transitions,
-            "workload": "trace" if traces is not None else "generator",
+            "workload": workload,
+            "gpuloop": version("gpuloop"),
         },
         alpha=gate.alpha,
         gate=gate.figures(),
-        summary=f"{lesson.transitions} transitions in the twin from {train_from}",
+        summary=f"{lesson.transitions} transitions in the twin from {days.train_from}",
     )
-    print_json(version)
+
+
+def _print_verdict(gate: "Gate") -> None:
     for one in gate.checks:
         print(
             f"alpha {one.alpha:.2f}: {one.mean_usd_per_day:+,.2f} USD/day against the rule, "
@@ -113,8 +147,6 @@ def train(
             file=sys.stderr,
         )
     print(f"earned alpha {gate.alpha:.2f}", file=sys.stderr)
-    if output is not None:
-        registry.store(output, version, lesson.weights)
 
 
 def _day(text: str) -> datetime:
@@ -126,13 +158,3 @@ def _day(text: str) -> datetime:
 
 def _us(moment: datetime) -> int:
     return int(moment.timestamp()) * SECOND_US
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )

@@ -183,11 +183,12 @@ _TOPICS: Final = (
     ),
     _topic(
         "policies", "id", m.PolicyVersion, compacted=True,
-        by=("learner",), to=("decider", "auditor"), description="Immutable policy versions.",
+        by=("learner", "people"), to=("decider", "auditor"),
+        description="Immutable policy versions; people publish signed ones again.",
     ),
     _topic(
         "policies.weights", "digest", compacted=True, encoding="binary",
-        by=("learner",), to=("decider",), description="Actor weights as safetensors.",
+        by=("learner", "people"), to=("decider",), description="Actor weights as safetensors.",
     ),
     _topic(
         "controls", "scope", m.Control, compacted=True, headers_required=False,

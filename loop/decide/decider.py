@@ -20,13 +20,14 @@ from gpuloop.loop.decide.governance import (
     must_claim,
     take_over,
 )
-from gpuloop.loop.decide.memory import forget
-from gpuloop.loop.decide.policies import (
+from gpuloop.loop.decide.library import (
     Library,
     accept_version,
     accept_weights,
+    settle_library,
     staged_policies,
 )
+from gpuloop.loop.decide.memory import forget
 from gpuloop.loop.decide.release import Desk, tidy
 from gpuloop.loop.decide.state import (
     DeciderState,
@@ -224,6 +225,9 @@ class Decider:
                 if body.pool in (name, EVERY):
                     memory.breaker_open, memory.failures = False, 0
         wanted = follow(state.governance, self.owner, body, ctx)
+        if state.governance.owns and not state.library.settled:
+            # Its own claim is read back, and so is all that was said before it.
+            settle_library(state.library, staged_policies(state.governance))
         return [self._claim(wanted, ctx)] if wanted is not None else []
 
     def _claim(self, body: Claim, ctx: Context) -> Output:

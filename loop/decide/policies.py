@@ -1,12 +1,9 @@
-"""Policies at the decider: which versions are known, which may act, and what each would do.
+"""Policies at the decider: which versions may act, and what each would do.
 
-A version is used when a trusted key signed it, it speaks this feature version and its weights are
-the ones it names. What is refused is counted by reason and never stops the rule, which needs none
-of this.
+What cannot be had is counted and never stops the rule, which needs none of this.
 """
 
-import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,33 +11,25 @@ import msgspec
 import numpy as np
 
 from gpuloop.loop.decide.governance import Governance, assignment_of, is_retired, stage_of
+from gpuloop.loop.decide.library import KEPT_VERSIONS, Library, count, staged_policies
 from gpuloop.loop.decide.memory import Draw, PoolMemory
-from gpuloop.loop.evaluate.keys import policy_signature_ok
 from gpuloop.reasoning.actor import ACTION_DECIMALS, Actor, BadActor
-from gpuloop.schemas.component import Context, State
+from gpuloop.schemas.component import Context
 from gpuloop.schemas.identity import sha256_of
 from gpuloop.schemas.messages import PolicyVersion
 from gpuloop.schemas.messages.control import EVERY
 from gpuloop.schemas.policy import (
     DIMENSIONS,
     EPOCH_US,
-    FEATURE_NAMES,
-    FEATURE_VERSION,
     MIGRATION,
     Flags,
     Floats,
     PoolBatch,
 )
 
-KEPT_VERSIONS: Final = 8
-"""Newest versions kept beside the staged ones; an older one must be published again."""
-
 MAX_SHADOWS: Final = 4
 UNASKED_SHADOWS: Final = 2
 """Newest versions that are evaluated as shadows though nobody staged them."""
-
-UNCLAIMED_WEIGHTS: Final = 32
-"""Weights kept while their version is not known yet: the two topics have no common order."""
 
 RULE: Final = "rule"
 EXPLORATION_FLOOR: Final = 0.02
@@ -48,14 +37,6 @@ EXPLORATION_STEP: Final = 0.5
 """Size of an exploring offset, in delta limits."""
 
 NO_DIGEST: Final = sha256_of("none")
-
-
-class Library(State):
-    """Versions and weights, as received. Actors are built from it and not part of it."""
-
-    versions: dict[str, PolicyVersion] = {}
-    weights: dict[str, bytes] = {}
-    refused: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,62 +98,6 @@ class Actors:
                 actor = None
             known = self.built[policy_id] = (version, actor)
         return known[1]
-
-
-def count(library: Library, reason: str) -> None:
-    """Count something that was refused."""
-    library.refused[reason] = library.refused.get(reason, 0) + 1
-
-
-def accept_version(
-    library: Library, version: PolicyVersion, trusted: Collection[str], staged: Collection[str]
-) -> None:
-    """Take in a version, or count why not."""
-    reason = _objection(version, trusted)
-    if reason is not None:
-        count(library, reason)
-        return
-    library.versions.setdefault(version.policy_id, version)
-    newest = sorted(library.versions.values(), key=lambda one: (one.version, one.policy_id))
-    keep = {one.policy_id for one in newest[-KEPT_VERSIONS:]} | set(staged)
-    gone = [one for one in newest if one.policy_id not in keep]
-    for one in gone:
-        del library.versions[one.policy_id]
-    wanted = {one.weights_digest for one in library.versions.values()}
-    for one in gone:
-        if one.weights_digest not in wanted:
-            library.weights.pop(one.weights_digest, None)
-
-
-def accept_weights(library: Library, digest: str, data: bytes) -> None:
-    """Take in weights under their digest, or count why not."""
-    if hashlib.sha256(data).hexdigest() != digest:
-        count(library, "weights_digest")
-        return
-    library.weights[digest] = data
-    wanted = {one.weights_digest for one in library.versions.values()}
-    unclaimed = [name for name in library.weights if name not in wanted]
-    for name in unclaimed[:-UNCLAIMED_WEIGHTS]:
-        del library.weights[name]
-
-
-def _objection(version: PolicyVersion, trusted: Collection[str]) -> str | None:
-    if not policy_signature_ok(version, trusted):
-        return "untrusted"
-    if version.feature_version != FEATURE_VERSION or version.dimensions != DIMENSIONS:
-        return "other_features"
-    spec = version.actor
-    if spec is not None and (spec.observation_size, spec.action_size) != (
-        len(FEATURE_NAMES),
-        len(DIMENSIONS),
-    ):
-        return "other_shape"
-    return None
-
-
-def staged_policies(governance: Governance) -> set[str]:
-    """Return the ids that any stage names."""
-    return {one.policy_id for one in governance.stages.values() if one.stage != "retired"}
 
 
 def acting(

@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 
 from gpuloop.loop.decide.governance import Governance, fleet_budget, objectives_of
+from gpuloop.loop.decide.library import Library
 from gpuloop.loop.decide.memory import PoolMemory, remember
 from gpuloop.loop.decide.observation import Surroundings
-from gpuloop.loop.decide.policies import Library
 from gpuloop.loop.decide.release import Desk
 from gpuloop.loop.decide.suspects import Suspects, jobs_at_risk
 from gpuloop.schemas.component import State

@@ -84,22 +84,43 @@ def publish(
 ) -> PolicyVersion:
     """Sign a version, write its weights and then itself, and return it once both are durable."""
     signed = sign_policy(version, key)
-    source = f"gpuloop/{version.fleet}/learner"
+    _write(broker, signed, weights)
+    return signed
+
+
+def _write(broker: Broker, signed: PolicyVersion, weights: bytes) -> None:
+    source = f"gpuloop/{signed.fleet}/learner"
     broker.produce(
-        [encode_binary("policies.weights", version.weights_digest, weights, source=source)]
+        [encode_binary("policies.weights", signed.weights_digest, weights, source=source)]
     )
     broker.produce(
         [
             encode(
                 "policies",
-                version.policy_id,
+                signed.policy_id,
                 signed,
-                event_id=derived_event_id("policies", [version.policy_id]),
+                event_id=derived_event_id("policies", [signed.policy_id]),
                 source=source,
             )
         ]
     )
-    return signed
+
+
+def publish_again(broker: Broker, version: PolicyVersion) -> bool:
+    """Write a published version and its weights once more, and say whether they were there.
+
+    Deciders let go of old versions and cannot read back, so one that is to be staged must come by
+    again. It stays what its key signed.
+    """
+    weights = [
+        one.value
+        for one in read_all(broker, "policies.weights")
+        if one.value is not None and weights_digest(one.value) == version.weights_digest
+    ]
+    if not weights:
+        return False
+    _write(broker, version, weights[-1])
+    return True
 
 
 def read_all(broker: Broker, topic: str) -> Iterator[Record]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpuloop.loop.decide.decider import Decider
+from gpuloop.loop.decide.library import lacking
 from gpuloop.loop.decide.state import DeciderState
 from gpuloop.loop.services import metrics
 from gpuloop.loop.services.health import Health
@@ -77,8 +78,11 @@ class DeciderWatcher(ProcessWatcher):
             self._growing = frozenset(growing)
         metrics.OWNS_FLEET.set(saved.state.governance.owns)
         self._idle_because = _no_world(saved.state) or _no_fleet(saved.state)
+        missing = lacking(saved.state.library, saved.state.governance)
         if self._idle_because:
             self._health.waiting(self._idle_because)
+        elif missing:
+            self._health.progress(f"the rule stands in for {', '.join(missing)}, which is not here")
 
 
 def _no_world(state: DeciderState) -> str:
@@ -111,4 +115,5 @@ def _passed_over(state: DeciderState) -> dict[str, int]:
         **state.dropped,
         "controls without room": governance.ignored,
         "leases cut short": governance.leases_cut,
+        **{f"policies {reason}": count for reason, count in state.library.refused.items()},
     }

@@ -22,7 +22,7 @@ from gpuloop.ops.cli.context import (
     user,
 )
 from gpuloop.ops.cli.lines import line, when
-from gpuloop.ops.cli.named import refuse_unknown
+from gpuloop.ops.cli.named import bring_back, refuse_unknown
 from gpuloop.ops.cli.tail import records
 from gpuloop.ops.stack import controls
 from gpuloop.ops.stack.errors import StackError
@@ -61,6 +61,7 @@ def _say(
     chosen = settings(state_dir, servers)
     with broker(chosen) as log:
         refuse_unknown(log, body)
+        bring_back(log, body)
         controls.publish(log, [body], fleet=chosen.fleet, by=by or user(), reason=reason)
     typer.echo(f"{_done(body)} on fleet {chosen.fleet}")
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import typer
 
-from gpuloop.loop.shells.broker import Broker
+from gpuloop.loop.shells.broker import Broker, BrokerError
 from gpuloop.ops.cli.tail import records
 from gpuloop.ops.stack.controls import EVERY_POOL
 from gpuloop.ops.stack.errors import StackError
@@ -65,6 +65,30 @@ def _check_policy(log: Broker, policy_id: str) -> None:
         raise StackError(
             f"no policy {policy_id}{_meant(policy_id, known)}; see `gpuloop policy list`"
         )
+
+
+def bring_back(log: Broker, body: ControlBody) -> None:
+    """Publish an old version again before it gets a part: deciders keep only the newest ones.
+
+    Raises:
+        StackError: it cannot be published, so no decider could follow the control.
+
+    """
+    from gpuloop.loop.decide.library import KEPT_VERSIONS
+    from gpuloop.loop.learn.registry import publish_again, published
+
+    if not isinstance(body, PolicyStage) or body.stage == "retired":
+        return
+    old = [one for one in published(log)[:-KEPT_VERSIONS] if one.policy_id == body.policy_id]
+    if not old:
+        return
+    why = f"deciders keep the newest {KEPT_VERSIONS} versions, and {body.policy_id} is older"
+    try:
+        found = publish_again(log, old[0])
+    except BrokerError as error:
+        raise StackError(f"{why}; it could not be published again: {error}") from None
+    if not found:
+        raise StackError(f"{why}; its weights are on `policies.weights` no more")
 
 
 def _pools(log: Broker) -> list[str]:

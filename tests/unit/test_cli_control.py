@@ -8,6 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from builders import FLEET, pool_state
+from gpuloop.loop.decide.library import KEPT_VERSIONS
+from gpuloop.loop.learn import registry
+from gpuloop.loop.shells.broker import BrokerError
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.ops.cli import control, tail
 from gpuloop.ops.cli.main import app, main
@@ -15,6 +18,7 @@ from gpuloop.ops.stack import controls
 from gpuloop.schemas.codec import decode, encode
 from gpuloop.schemas.messages import Control
 from gpuloop.schemas.messages.control import PolicyStage, SetMode
+from policy_builders import KEY, version, weights
 
 
 def said(
@@ -115,3 +119,54 @@ def test_the_list_of_controls_forgets_the_part_of_a_version_that_was_retired(
         controls.publish(fleet, [part], fleet=FLEET, by="ann", reason="")
     rows = json.loads(CliRunner().invoke(app, ["control", "list", "--json"]).output)
     assert [row["scope"] for row in rows] == ["policy/*/retired/a", "policy/*/shadow/b"]
+
+
+def learned(fleet: MemoryBroker, count: int) -> None:
+    """Let a learner publish versions `sac-1` and on."""
+    for number in range(1, count + 1):
+        data = weights(bias=float(number))
+        registry.publish(fleet, version(data, number), data, KEY)
+
+
+def written(fleet: MemoryBroker, topic: str) -> list[bytes | None]:
+    return [one.value for one in tail.records(fleet, (topic,), last=99, follow=False)]
+
+
+def test_an_old_version_is_published_again_before_it_gets_a_part(fleet: MemoryBroker) -> None:
+    learned(fleet, KEPT_VERSIONS + 1)
+    done = CliRunner().invoke(app, ["control", "policy", "sac-1", "--stage", "champion"])
+    assert done.exit_code == 0
+    for topic in ("policies", "policies.weights"):
+        first, *_, last = written(fleet, topic)
+        assert last == first
+    CliRunner().invoke(app, ["control", "policy", "sac-2", "--stage", "champion"])
+    CliRunner().invoke(app, ["control", "policy", "sac-1", "--stage", "retired"])
+    assert len(written(fleet, "policies")) == KEPT_VERSIONS + 2
+
+
+def test_an_old_version_whose_weights_are_gone_is_refused(
+    fleet: MemoryBroker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = [version(weights(float(number)), number) for number in range(1, KEPT_VERSIONS + 2)]
+    fleet.produce([encode("policies", one.policy_id, one, event_id="e", source="s")
+                   for one in versions])  # fmt: skip
+    status, (complaint,) = said(
+        capsys, monkeypatch, "control", "policy", "sac-1", "--stage", "champion"
+    )
+    assert (status, "sac-1 is older" in complaint) == (1, True)
+    assert written(fleet, "controls") == []
+
+
+def test_an_old_version_that_may_not_be_published_again_is_refused(
+    fleet: MemoryBroker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned(fleet, KEPT_VERSIONS + 1)
+
+    def forbid(_: object) -> None:
+        raise BrokerError("no right to write policies.weights")
+
+    monkeypatch.setattr(fleet, "produce", forbid)
+    status, (complaint,) = said(
+        capsys, monkeypatch, "control", "policy", "sac-1", "--stage", "champion"
+    )
+    assert (status, "no right to write" in complaint) == (1, True)

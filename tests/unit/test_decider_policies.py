@@ -6,74 +6,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save
 
-from builders import FLEET, at, control, pool_state, received
+from builders import at, control, received
 from decider_loop import Loop, commands, decisions, replace
 from gpuloop.loop.decide.deliberate import decide, look
-from gpuloop.loop.evaluate.keys import public_hex, sign_policy
-from gpuloop.schemas.component import save as save_state
-from gpuloop.schemas.messages import PolicyVersion
 from gpuloop.schemas.messages.control import Assignment, PolicyStage
 from gpuloop.schemas.messages.learning import ActorSpec, Normaliser
-from gpuloop.schemas.policy import DIMENSIONS, FEATURE_NAMES, FEATURE_VERSION
+from gpuloop.schemas.policy import DIMENSIONS, FEATURE_NAMES
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
-
-KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
-OTHER = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
-CALM = pool_state(allocated=190)
-D, K = len(FEATURE_NAMES), len(DIMENSIONS)
-
-
-def weights(bias: float = 10.0, inputs: int = D) -> bytes:
-    """Return an actor that asks for `tanh(bias)` of on-demand nodes, whatever it sees."""
-    layer = {"layer.0.weight": np.zeros((4, inputs), np.float32),
-             "layer.0.bias": np.zeros(4, np.float32),
-             "layer.1.weight": np.zeros((K, 4), np.float32),
-             "layer.1.bias": np.array([bias, 0, 0, 0], np.float32)}  # fmt: skip
-    return save(layer)
-
-
-def version(data: bytes, number: int = 1, key: Ed25519PrivateKey = KEY, **changes) -> PolicyVersion:
-    made = PolicyVersion(
-        fleet=FLEET,
-        policy_id=f"sac-{number}",
-        algorithm="sac",
-        version=number,
-        parent="",
-        created_wall_us=0,
-        feature_version=FEATURE_VERSION,
-        dimensions=DIMENSIONS,
-        actor=ActorSpec(observation_size=D, action_size=K, hidden=(4,)),
-        normaliser=Normaliser(mean=(0.0,) * D, scale=(1.0,) * D, clip=10.0),
-        weights_digest=hashlib.sha256(data).hexdigest(),
-        alpha=0.5,
-        seed=0,
-        config={},
-        trained_on=(),
-        gate={},
-    )
-    return sign_policy(replace(made, **changes), key)
-
-
-def stage(kind: str = "champion", alpha: float = 0.5, number: int = 1, **changes):
-    body = PolicyStage(pool="*", policy_id=f"sac-{number}", stage=kind, alpha=alpha, **changes)
-    return control(body)
-
-
-def publish(loop: Loop, one: PolicyVersion, data: bytes) -> None:
-    loop.send(received("policies", one))
-    digest = hashlib.sha256(data).hexdigest()
-    loop.send(received("policies.weights", None, digest, payload=data))
-
-
-def ready(**settings) -> Loop:
-    loop = Loop(trusted_keys=(public_hex(KEY),), **settings)
-    loop.minute(CALM)
-    loop.minute(CALM)
-    loop.outputs.clear()
-    return loop
+from policy_builders import CALM, OTHER, D, K, publish, ready, stage, version, weights
 
 
 def test_a_champion_moves_the_wish_by_its_share_of_the_delta_limit():
@@ -243,50 +185,6 @@ def test_an_explanation_names_the_feature_that_moved_the_actor():
     (decision,) = decisions(loop.minute(CALM))
     assert [one.feature for one in decision.influences] == ["allocated_ratio"]
     assert decision.influences[0].effect > 0.1
-
-
-def test_old_versions_make_room_but_staged_ones_stay():
-    loop = ready()
-    for number in range(1, 40):
-        data = weights(bias=float(number))
-        publish(loop, version(data, number), data)
-        if number == 1:
-            loop.send(stage())
-    library = loop.state.library
-    assert "sac-1" in library.versions
-    assert len(library.versions) <= 9
-    assert set(library.weights) == {one.weights_digest for one in library.versions.values()}
-    assert decisions(loop.minute(CALM))[0].policy_id == "sac-1"
-    assert len(save_state(loop.state)) < 400_000
-
-
-def crowd_out(loop: Loop) -> None:
-    """Publish so many versions that the first loses its place, and its weights theirs."""
-    for number in range(2, 40):
-        data = weights(bias=float(number))
-        publish(loop, version(data, number), data)
-
-
-def test_an_actor_whose_weights_were_let_go_acts_no_more_than_after_a_restart():
-    loop, data = ready(), weights()
-    publish(loop, version(data), data)
-    assert decisions(loop.minute(CALM))[0].shadow_actions.keys() == {"sac-1"}
-    crowd_out(loop)
-    loop.send(stage())
-    loop.send(received("policies", version(data)))
-    assert decisions(loop.minute(CALM))[0].policy_id == "rule"
-    loop.restart()
-    assert decisions(loop.minute(CALM))[0].policy_id == "rule"
-
-
-def test_a_version_that_comes_back_mended_under_its_id_acts_as_it_is_now():
-    loop, data = ready(), weights()
-    publish(loop, version(data, normaliser=Normaliser(mean=(), scale=(), clip=1.0)), data)
-    assert decisions(loop.minute(CALM))[0].shadow_actions == {}
-    crowd_out(loop)
-    loop.send(stage())
-    publish(loop, version(data), data)
-    assert decisions(loop.minute(CALM))[0].policy_id == "sac-1"
 
 
 def test_a_shadow_that_is_retired_on_a_pool_is_not_evaluated_there():

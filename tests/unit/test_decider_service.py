@@ -13,7 +13,7 @@ from gpuloop.loop.services.decider import DeciderWatcher
 from gpuloop.loop.services.health import Health
 from gpuloop.loop.shells.fold import Executed
 from gpuloop.loop.shells.journal import Saved
-from gpuloop.schemas.messages.control import Claim
+from gpuloop.schemas.messages.control import Claim, PolicyStage
 from gpuloop.schemas.units import MINUTE_US
 
 PAST = "pools from the past"
@@ -109,3 +109,15 @@ def test_a_lease_that_was_cut_short_is_said(caplog: pytest.LogCaptureFixture) ->
     told.state.governance.leases_cut = 1
     told.cut()
     assert [one.reason for one in caplog.records] == ["leases cut short"]  # type: ignore[attr-defined]
+
+
+def test_a_policy_that_should_act_and_is_not_there_is_named_and_counted() -> None:
+    told = Told()
+    stage = PolicyStage(pool="*", policy_id="sac-1", stage="champion", alpha=0.5)
+    follow(told.state.governance, "decider", stage, at(START_US))
+    told.state.library.refused["unavailable"] = 2
+    before = told.counted("policies unavailable")
+    told.cut()
+    assert told.health.report().ready
+    assert told.health.report().detail == "the rule stands in for sac-1, which is not here"
+    assert told.counted("policies unavailable") - before == 2

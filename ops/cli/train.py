@@ -140,10 +140,10 @@ def _described(
 
 def _print_verdict(gate: "Gate") -> None:
     for one in gate.checks:
+        interval = f"90 % interval {one.low_usd_per_day:+,.2f} to {one.high_usd_per_day:+,.2f}"
         print(
             f"alpha {one.alpha:.2f}: {one.mean_usd_per_day:+,.2f} USD/day against the rule, "
-            f"90 % interval {one.low_usd_per_day:+,.2f} to {one.high_usd_per_day:+,.2f}, "
-            f"{one.days} days",
+            f"{interval if one.days > 1 else 'no interval'}, {one.days} days",
             file=sys.stderr,
         )
     print(f"earned alpha {gate.alpha:.2f}", file=sys.stderr)

@@ -66,6 +66,12 @@ def test_a_run_in_a_pipe_shows_progress_and_writes_what_code_made_the_version(un
     assert made["alpha"] == 0.5
 
 
+def test_a_single_day_is_told_without_an_interval(untaught, monkeypatch):
+    monkeypatch.setattr(teach, "check", lambda *_, **__: earn_alpha({0.5: [9.0]}))
+    run = CliRunner().invoke(app, ["train", "--check-days", "1"])
+    assert "+9.00 USD/day against the rule, no interval, 1 days" in run.stderr
+
+
 @pytest.mark.parametrize(("check_from", "days"), [("2017-10-08", 1), ("2017-09-20", 7)])
 def test_days_that_are_trained_on_cannot_judge(untaught, check_from, days):
     asked = ["train", "--check-from", check_from, "--check-days", str(days)]

@@ -188,7 +188,8 @@ def window(rerun: Rerun, start_us: int) -> tuple[int, int]:
 def offsets_as_acted(rerun: Rerun) -> Callable[[PoolBatch], Floats]:
     """Return what acts in a re-run: on each pool, from tick to tick, who acted on it live.
 
-    Before the first decision of a pool that was seen, the first one's policy acts.
+    Before the first decision of a pool that was seen, the first one's policy acts. As live, none
+    acts on what is out of its range.
     """
     actors = {}
     for policy_id, one in rerun.policies.items():
@@ -204,8 +205,9 @@ def offsets_as_acted(rerun: Rerun) -> Callable[[PoolBatch], Floats]:
                 continue
             now = bisect_right(acted, int(batch.tick_us[row]), key=lambda one: one.from_us)
             who = acted[max(now - 1, 0)]
-            if who.policy_id in actors:
-                wish[row] = who.alpha * actors[who.policy_id](batch.observation[row : row + 1])[0]
+            actor, seen = actors.get(who.policy_id), batch.observation[row : row + 1]
+            if actor is not None and actor.in_range(seen)[0]:
+                wish[row] = who.alpha * actor(seen)[0]
         return wish
 
     return offsets

@@ -122,3 +122,14 @@ def test_what_a_fault_called_for_does_not_pass_for_the_pools_policy() -> None:
     assert tally.decisions == 2
     assert tally.alpha == {"h100": 0.5}
     assert [(one.policy_id, one.alpha) for one in tally.acted["h100"]] == [("sac-1", 0.5)]
+
+
+def test_nobody_moves_a_pool_that_is_out_of_the_policys_range() -> None:
+    acted = [Acted(from_us=0, policy_id="up", alpha=0.5)]
+    offsets = offsets_as_acted(
+        asked(0, 1, acted={"pool0": acted, "pool1": acted}, policies={"up": pushing("up", 10.0)})
+    )
+    seen = batch(2)
+    observation = np.zeros((2, D))
+    observation[1, 3] = 1e3
+    assert offsets(replace(seen, observation=observation)).any(axis=1).tolist() == [True, False]

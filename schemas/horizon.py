@@ -7,13 +7,15 @@ follows would be older than what is known.
 from typing import Final
 
 from gpuloop.schemas.codec import BadInput
-from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
+from gpuloop.schemas.units import HOUR_US, SECOND_US
 
 SOURCE_AHEAD_US: Final = HOUR_US
 """For what a source dates by a clock of its own, and what repeats that date."""
 
-STATE_AHEAD_US: Final = 5 * MINUTE_US
-"""For what our own components date by the fleet clock, which they all follow."""
+STATE_AHEAD_US: Final = 3 * HOUR_US
+"""For what our own components date by the fleet clock. They all follow it, but where the world
+stood still while its clock ran on, who starts after the clock was set back meets what others dated
+by it: two minutes of wall time, which are two hours at the usual pace."""
 
 
 def refuse_ahead(time_us: int, now_us: int, most_us: int) -> None:

@@ -62,6 +62,9 @@ from gpuloop.schemas.units import MINUTE_US, TimeUs
 SILENT_US: Final = 10 * MINUTE_US
 """A pool not heard of for this long is no longer waited for; it is still decided for, and held."""
 
+FRESH_AHEAD_US: Final = 5 * MINUTE_US
+"""A state dated this far after now would stay fresh for as long, whatever becomes of the pool."""
+
 BEHIND_US: Final = 15 * MINUTE_US
 """A state dated this far before the last one is no repeat: another world writes to these topics."""
 
@@ -165,7 +168,7 @@ class Decider:
         return []
 
     def _pool(self, state: DeciderState, pool: PoolState, ctx: Context) -> list[Output]:
-        if pool.tick_us > ctx.now_us + STATE_AHEAD_US:  # It would stay fresh.
+        if pool.tick_us > ctx.now_us + FRESH_AHEAD_US:
             drop(state, "pools from the future")
             return []
         known = state.pools.get(pool.pool)

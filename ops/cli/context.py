@@ -77,13 +77,12 @@ def settings(state_dir: Path | None = None, bootstrap_servers: str | None = None
     That is the one named, else the one in the environment, else that of the running stack.
     """
     where, found = layout(state_dir), Settings.from_environment()
-    state = running(where)
     chosen = bootstrap_servers
     if chosen is None and "GPULOOP_BOOTSTRAP_SERVERS" in found.environment():
         chosen = found.bootstrap_servers
-    if chosen is not None:
+    if chosen is not None:  # The folder may then be one that is not ours to look into.
         found = msgspec.structs.replace(found, bootstrap_servers=chosen)
-    elif state is not None:
+    elif (state := running(where)) is not None:
         found = Settings.from_environment(state.environment)
     else:
         raise StackError(

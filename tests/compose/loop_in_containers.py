@@ -10,17 +10,21 @@ import subprocess
 import threading
 import urllib.parse
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 
 import msgspec
 import pytest
 
 from compose.engine import Engine
-from compose.project import Project
-from gpuloop.schemas.messages import Decision
+from compose.project import NAME, ROOT, Project
+from gpuloop.schemas.messages import Control, Decision
+from gpuloop.schemas.messages.control import Claim
 from gpuloop.schemas.units import MINUTE_US
 from integration.test_end_to_end import (  # noqa: F401  Collected here once more.
     applied,
+    letters,
     messages,
     test_a_burst_leads_to_a_scaling_command_that_the_twin_applies,
     test_a_fault_leads_to_a_cause_and_to_a_migration,
@@ -52,16 +56,24 @@ def stack():
     return PROJECT
 
 
-@pytest.fixture(scope="module")
-def watch():
-    broker = PROJECT.broker()
+@contextmanager
+def watched(broker):
+    """Watch what a loop says for as long as is needed."""
     watching = PatientWatch(broker)
     thread = threading.Thread(target=watching.run, daemon=True)
     thread.start()
-    yield watching
-    watching.stopped.set()
-    thread.join()
-    broker.close()
+    try:
+        yield watching
+    finally:
+        watching.stopped.set()
+        thread.join()
+        broker.close()
+
+
+@pytest.fixture(scope="module")
+def watch():
+    with watched(PROJECT.broker()) as watching:
+        yield watching
 
 
 def kcat(*arguments, say=""):
@@ -151,7 +163,48 @@ def test_the_audit_is_whole_after_it_all(stack, watch):
     once = [outcome.command_id for outcome in applied(watch)]
     assert len(once) == len(set(once))
     assert "verified" in stack.command("audit", "verify")
-    assert [letter.message.detail for letter in watch.of("deadletters")] == []
+    assert letters(watch) == []
+
+
+def claimed(watch):
+    bodies = [control.body for control in messages(watch, Control, "controls")]
+    return max(body.epoch for body in bodies if isinstance(body, Claim))
+
+
+def backup(what, folder):
+    subprocess.run(
+        [str(ROOT / "ops/docker/backup.sh"), what, str(folder)],
+        env=os.environ | PROJECT.engine.environment | {"COMPOSE_PROJECT_NAME": NAME},
+        check=True, timeout=600,
+    )  # fmt: skip
+
+
+def test_a_backup_restored_into_nothing_is_the_fleet_it_was_under_a_higher_epoch(
+    stack, watch, tmp_path
+):
+    PROJECT.keep_logs()
+    watch.stopped.set()
+    epoch, known = claimed(watch), {d.decision_id for d in messages(watch, Decision, "decisions")}
+    PROJECT.compose("stop")
+    backup("save", tmp_path)
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
+    PROJECT.compose("down", "--volumes")
+    assert PROJECT.left() == []
+    began = monotonic()
+    backup("restore", tmp_path)
+    PROJECT.compose("up", "--detach", "--wait", "--no-build")
+    print(f"RESTORED {monotonic() - began:.1f} s")
+    with watched(PROJECT.broker()) as again:
+
+        def decided():
+            return {d.decision_id for d in messages(again, Decision, "decisions")} - known
+
+        again.until("decisions after the restore", decided)
+        assert known <= {d.decision_id for d in messages(again, Decision, "decisions")}
+        again.until("a higher epoch", lambda: claimed(again) > epoch)
+        once = [outcome.command_id for outcome in applied(again)]
+        assert len(once) == len(set(once))
+    assert "verified" in stack.command("audit", "verify")
 
 
 def test_every_container_ends_in_time_when_asked_and_nothing_is_left(watch):
@@ -169,16 +222,10 @@ def test_a_recording_made_on_the_host_replays_in_a_container(tmp_path):
     without = [f"--without={one}" for one in ("learner", "causes", "clickhouse", "postgres")]
     host.command("up", "--detach", "--speed", "120", *without)
     try:
-        broker = host.broker()
-        watching = PatientWatch(broker)
-        thread = threading.Thread(target=watching.run, daemon=True)
-        thread.start()
-        watching.until(
-            "decisions on the host", lambda: len(messages(watching, Decision, "decisions")) > 60
-        )
-        watching.stopped.set()
-        thread.join()
-        broker.close()
+        with watched(host.broker()) as watching:
+            watching.until(
+                "decisions on the host", lambda: len(messages(watching, Decision, "decisions")) > 60
+            )
         host.command("record", "recording")
     finally:
         host.command("down", check=False)

@@ -101,6 +101,12 @@ class Project:
             *arguments, check=check, timeout=timeout,
         ).stdout  # fmt: skip
 
+    def keep_logs(self) -> Path:
+        """Write down what the containers said, which is gone when they are."""
+        path = self.folder / "logs"
+        path.write_text(self.compose("logs", "--no-color", check=False))
+        return path
+
     def services(self, *, once: bool = False) -> list[str]:
         """Return the services that run on, or those that run once."""
         config = json.loads(self.compose("config", "--format=json"))["services"]

@@ -78,9 +78,9 @@ def check(project: Project, arguments: list[str]) -> int:
         check=False,
     ).returncode
     if status != 0:
-        logs = project.folder / "logs"
-        logs.write_text(project.compose("logs", "--no-color", check=False))
-        print(f"compose: the containers' last words are in {logs}", file=sys.stderr)
+        if project.left():
+            project.keep_logs()
+        print(f"compose: what the containers said is in {project.folder}/logs", file=sys.stderr)
     return status
 
 

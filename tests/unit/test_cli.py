@@ -253,6 +253,16 @@ def test_explicit_cluster_wins_over_environment(
     assert context.settings(None, "b:2").bootstrap_servers == "b:2"
 
 
+def test_explicit_cluster_needs_no_look_into_a_folder_that_may_be_somebody_elses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forbidden(_: object) -> None:
+        raise PermissionError("stack.lock")
+
+    monkeypatch.setattr(context, "running", forbidden)
+    assert context.settings(None, "b:2").bootstrap_servers == "b:2"
+
+
 def said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
 ) -> tuple[int, list[str]]:

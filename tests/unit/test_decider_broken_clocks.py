@@ -61,7 +61,7 @@ def forecast(at_us: int) -> Forecast:
     )
 
 
-@pytest.mark.parametrize("ahead_us", [2 * HOUR_US, INT64_MAX])
+@pytest.mark.parametrize("ahead_us", [4 * HOUR_US, INT64_MAX])
 @pytest.mark.parametrize(
     ("topic", "make"),
     [

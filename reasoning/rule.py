@@ -14,9 +14,8 @@ from gpuloop.schemas.units import MINUTE_US
 class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the rule tracks its target. Ratios unless the name says otherwise.
 
-    The defaults were chosen in the twin on Philly, 26 September 2017, 36 hours from midnight, seed
-    0: 73,058 USD, against 53,312 with a tenth and a node to spare and half as much scarcity, and
-    521 with capacity and prices left alone. Cold starts there take three minutes and waiting is
+    The defaults were chosen in the twin on Philly, 26 September 2017; `benchmarks/rule.py` prints
+    what they earn there beside a fleet left alone. Cold starts take three minutes and waiting is
     free for five, so capacity held ahead of demand does not pay.
     """
 

@@ -24,10 +24,11 @@ from gpuloop.loop.shells.keeper import Keeper
 from gpuloop.loop.shells.simulation import Lag, Simulation
 from gpuloop.reasoning.actor import Actor
 from gpuloop.reasoning.forecast import Forecaster
+from gpuloop.reasoning.rule import RuleConfig
 from gpuloop.schemas.component import Component, Context, Output, Received
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import Control, Decision, Reward
-from gpuloop.schemas.messages.actions import Actuator
+from gpuloop.schemas.messages.actions import Actuator, Mode
 from gpuloop.schemas.messages.control import ControlBody, SetMode, scope
 from gpuloop.schemas.policy import CONTROL_TICK_US, PoolBatch
 from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US, USD_MICROS
@@ -102,9 +103,11 @@ class FleetSimulation:
         traces: Path | None,
         workload: str = "auto",
         offsets: Offsets = rule_alone,
+        rule: RuleConfig | None = None,
+        mode: Mode = "auto",
         gpu_sample_every_us: int = MINUTE_US,
     ) -> None:
-        """Set up the loop; the world begins at `config.start_us`.
+        """Set up the loop; the world begins at `config.start_us`, its actuators in `mode`.
 
         The evaluator comes before those who decide: at a tick it says what the minute before it
         earned, and only then is the next decision due.
@@ -112,7 +115,7 @@ class FleetSimulation:
         config = msgspec.structs.replace(config, gpu_sample_every_us=gpu_sample_every_us)
         twin = TwinFleet(config, traces, workload)
         twin.tick_every_us = CONTROL_TICK_US
-        self._decider: Final = WaitingDecider(config.fleet)
+        self._decider: Final = WaitingDecider(config.fleet, rule=rule)
         components: list[Component[Any]] = [
             Keeper(config.fleet),
             twin,
@@ -131,7 +134,8 @@ class FleetSimulation:
             components, seed=config.seed, start_us=self.start_us, lags=LAGS
         )
         self.simulation.watch("rewards", self._earned)
-        self.simulation.send(self._control(body) for body in self._grants())
+        grants = [SetMode(pool="*", actuator=actuator, mode=mode) for actuator in ACTUATORS]
+        self.simulation.send(self._control(body) for body in grants)
 
     def look(self, until_us: int) -> PoolBatch | None:
         """Go on until a decision is due and return what it sees; None if none is by `until_us`."""
@@ -164,9 +168,6 @@ class FleetSimulation:
     def _earned(self, event: Received) -> None:
         assert isinstance(event.message, Reward)
         self.rewards.append(event.message)
-
-    def _grants(self) -> list[ControlBody]:
-        return [SetMode(pool="*", actuator=actuator, mode="auto") for actuator in ACTUATORS]
 
     def _control(self, body: ControlBody) -> Output:
         return Output(

@@ -164,7 +164,7 @@ def obstacle(state: Governance, wall_us: int) -> str | None:
     if state.killed:
         return "the kill switch is on"
     if wall_us >= state.lease_expires_wall_us:
-        return "the kill switch's lease has lapsed"
+        return "nobody renewed the lease that lets things start: stopped, or without its keeper"
     if not state.owns:
         return "the fleet is not ours"
     return None

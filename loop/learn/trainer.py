@@ -21,7 +21,7 @@ from safetensors.numpy import save as save_safetensors
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -116,7 +116,8 @@ class Trainer:
                 np.zeros(ACTION_SIZE), np.full(ACTION_SIZE, config.exploration_noise)
             )
             self.model = TD3(target_policy_noise=config.target_noise, action_noise=noise, **shared)
-        self.model.set_logger(configure(None, []))
+        # `configure` would leave an empty folder in /tmp for each model.
+        self.model.set_logger(Logger(folder=None, output_formats=[]))
         with torch.no_grad():
             last = self._linear_layers()[-1]
             last.weight.mul_(0.01)

@@ -73,7 +73,7 @@ class ProcessWatcher:
     def idle(self, now_us: int) -> None:
         """Say that there was nothing to do."""
         metrics.FLEET_TIME.labels(self._name).set(now_us / SECOND_US)
-        self._health.progress("waiting for input")
+        self._health.progress("up to date")
 
     def cut(
         self,

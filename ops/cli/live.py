@@ -185,7 +185,8 @@ def _headline(moment: Moment, tally: Tally) -> list[Text]:
     fleet = f" · fleet time {when(tally.fleet_us)[:16]}" if tally.fleet_us else ""
     text = f"gpuloop {moment.phase} for {moment.phase_seconds:.0f} s · {settings.speed:g}x{fleet}"
     memory = f"{moment.supervisor.resident_bytes / 2**30:.2f} GiB resident"
-    kafka = f"Kafka at {settings.bootstrap_servers} · {memory} · Ctrl-C stops"
+    keys = "" if moment.phase == "stopping" else " · Ctrl-C stops"
+    kafka = f"Kafka at {settings.bootstrap_servers} · {memory}{keys}"
     notices = [_line(f"! {notice}", "bold red") for notice in moment.notices]
     return [_line(text, "bold"), _line(kafka, "dim"), *notices]
 

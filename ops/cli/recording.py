@@ -105,7 +105,8 @@ def record(
                 progress=counted,
             )
         except FileExistsError as error:
-            raise StackError(str(error)) from None
+            why = f"cannot record to {folder}: {error.strerror}" if error.strerror else str(error)
+            raise StackError(why) from None
         except OSError as error:
             raise StackError(f"cannot record to {folder}: {error.strerror}") from None
         except BrokerError as error:

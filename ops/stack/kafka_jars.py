@@ -8,11 +8,13 @@ download goes on where it stopped.
 import fcntl
 import hashlib
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -83,6 +85,7 @@ def fetch(cache: Path, progress: Progress, jars: Sequence[Jar] | None = None) ->
         missing = [jar for jar, there in zip(wanted, whole, strict=True) if not there]
         done = len(wanted) - len(missing)
         if missing:
+            trust_as_pip_does(os.environ)
             progress(done, len(wanted))
         for future in as_completed(pool.submit(_download, jar, cache) for jar in missing):
             if (error := future.exception()) is not None:
@@ -119,9 +122,26 @@ def _download(jar: Jar, cache: Path) -> None:
         if jar.is_whole(cache):
             return
     jar.path(cache).unlink(missing_ok=True)
+    way_out = "; name your proxy's certificate in SSL_CERT_FILE" if "CERTIFICATE" in problem else ""
     raise StackError(
-        f"cannot fetch {jar.group}:{jar.artifact}:{jar.version} from Maven Central: {problem}"
+        f"cannot fetch {jar.group}:{jar.artifact}:{jar.version} from Maven Central: "
+        f"{problem}{way_out}"
     )
+
+
+def trust_as_pip_does(environment: MutableMapping[str, str]) -> None:
+    """Have the client of Maven's repository trust the certificate that pip and uv were told of."""
+    told = (environment.get(name) for name in ("SSL_CERT_FILE", "PIP_CERT"))
+    certificate = next((path for path in told if path), "") or _pips_certificate()
+    if certificate and not environment.get("CURL_CA_BUNDLE"):
+        environment.setdefault("REQUESTS_CA_BUNDLE", certificate)
+
+
+@lru_cache(maxsize=1)
+def _pips_certificate() -> str:
+    """Return the certificate in pip's own settings, if there is one."""
+    asked = [sys.executable, "-m", "pip", "config", "get", "global.cert"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
 
 
 def show(write: Callable[[str], object], *, done: int, total: int) -> None:

@@ -208,7 +208,8 @@ def _money(report: Report) -> list[str]:
     said += [
         f"reward, simulated    {policy:+,.2f} USD under the policy",
         f"                     {rule:+,.2f} USD under the rule alone",
-        f"                     the twin again on the same draws, {report.simulated_hours} h of it",
+        f"                     the twin again on the same draws, {report.simulated_hours} h of it,",
+        "                     all in auto, nobody intervening, every state as fresh as in training",
     ]
     if report.simulated_from_us != report.rewarded_from_us:
         said.append("                     of its beginning: this run is too far into the world")

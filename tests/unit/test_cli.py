@@ -329,3 +329,11 @@ def test_key_that_others_can_read_is_told_in_one_line(
     arguments = ("--state-dir", str(tmp_path), "--bootstrap-servers", "127.0.0.1:1")
     status, complaint = said(capsys, monkeypatch, "audit", "verify", *arguments)
     assert (status, complaint) == (1, [f"gpuloop: {key} is readable by others; chmod 600 it"])
+
+
+def test_what_names_a_row_is_never_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "WIDE", 40)
+    context.show([{"policy": "sac-1-460c5d1aab22", "note": "x " * 60}], as_json=False, empty="")
+    assert "sac-1-460c5d1aab22" in capsys.readouterr().out

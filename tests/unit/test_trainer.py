@@ -135,3 +135,12 @@ def test_every_hour_of_the_week_is_in_range_after_half_a_day_of_training() -> No
     sunday = np.zeros((1, OBSERVATION_SIZE), np.float32)
     sunday[0, clock] = -1.0
     assert np.abs(scaling(sunday)[0, clock]).max() < 2.0
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "td3"])
+def test_training_leaves_nothing_in_the_folder_for_temporary_files(
+    algorithm, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    trained(algorithm)
+    assert list(tmp_path.iterdir()) == []

@@ -54,7 +54,7 @@ def records(log: Broker, topics: tuple[str, ...], *, last: int, follow: bool) ->
     parts = [part for topic in topics for part in log.partitions(topic)]
     begin, end = log.beginnings(parts), log.ends(parts)
     start = {part: max(begin[part], end[part] - last) for part in parts}
-    consumer = log.consumer(start, group="gpuloop-tail")
+    consumer = log.consumer(start)
     try:
         yield from _history(log, start, end)[-last:] if last else []
         if not follow:
@@ -70,7 +70,7 @@ def records(log: Broker, topics: tuple[str, ...], *, last: int, follow: bool) ->
 def _history(log: Broker, start: dict[Partition, int], end: dict[Partition, int]) -> list[Record]:
     """Return everything between two sets of positions; compaction may have left gaps."""
     left = {part for part, at in start.items() if at < end[part]}
-    consumer = log.consumer({part: start[part] for part in left}, group="gpuloop-tail")
+    consumer = log.consumer({part: start[part] for part in left})
     found: list[Record] = []
     quiet = 0
     try:

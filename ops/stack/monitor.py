@@ -69,7 +69,7 @@ class Monitor:
                 self._stop.wait(RETRY_SECONDS)
 
     def _follow(self) -> None:
-        consumer = self._broker.consumer(self._positions, group="gpuloop-monitor")
+        consumer = self._broker.consumer(self._positions)
         try:
             while not self._stop.is_set():
                 records = consumer.poll(max_records=BATCH, timeout_s=POLL_SECONDS)

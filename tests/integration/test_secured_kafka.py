@@ -3,6 +3,9 @@
 TLS for all; SCRAM for processes and people; certificates for the broker and for who governs it.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +23,7 @@ from gpuloop.ops.stack.access import (
     ADMIN,
     BROKER,
     CLIENT,
+    OPERATOR,
     PRINCIPALS,
     VIEWER,
     Access,
@@ -187,6 +191,29 @@ def test_a_reader_that_loses_its_rights_hears_of_it(secured: Secured) -> None:
         access.grant(rights())
         consumer.close()
         broker.close()
+
+
+def person(secured: Secured, who: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a person who was handed an identity."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("GPULOOP_")}
+    own = {
+        "GPULOOP_BOOTSTRAP_SERVERS": secured.clients,
+        "GPULOOP_KAFKA_CONFIG": str(secured.config(who)),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "gpuloop.ops.cli", *arguments],
+        env=kept | own, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_people_see_and_steer_as_their_identity_lets_them(secured: Secured) -> None:
+    assert person(secured, OPERATOR, "control", "kill", "--reason", "a drill").returncode == 0
+    for who in (OPERATOR, VIEWER):
+        assert "a drill" in person(secured, who, "control", "list").stdout
+        assert person(secured, who, "tail", "controls", "--no-follow").returncode == 0
+    refused = person(secured, VIEWER, "control", "clear")
+    assert refused.returncode == 1
+    assert "authorization failed" in refused.stderr.lower()
 
 
 def test_nobody_gets_in_without_the_password_or_without_tls(

@@ -38,6 +38,7 @@ class Project:
     def write(self, *, absent: set[str], networked_build: bool, twin: TwinConfig) -> None:
         """Write the settings as a person would, and the one override file."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.folder / "before", ignore_errors=True)  # A recording of the last run.
         ports = {name: str(port) for name, port in zip(PORTS, _free_ports(), strict=True)}
         profiles = {"kafka", "twin", "stores", "monitoring"}
         if "clickhouse" in absent:

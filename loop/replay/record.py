@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import platform
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -31,8 +32,8 @@ DERIVED: Final = frozenset({"internal.frames", "internal.partials"})
 """Not recorded unless asked for: nothing replays from them, and they are most of the bytes."""
 
 PROGRESS_RECORDS: Final = 2_000
-Progress = Callable[[str, int], None]
-"""Called with a partition and how many of its records are written, again and again."""
+Progress = Callable[[str, float], None]
+"""Called again and again with what is being written and the share of all offsets that is."""
 
 
 def recordable() -> tuple[str, ...]:
@@ -47,7 +48,7 @@ def record(
     fleet: str,
     settings: Mapping[str, str],
     topics: Iterable[str] | None = None,
-    progress: Progress = lambda topic, records: None,
+    progress: Progress = lambda what, share: None,
 ) -> Manifest:
     """Write `topics`, whole, to an empty or new folder and return its manifest.
 
@@ -68,7 +69,11 @@ def record(
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
     (folder / UNFINISHED).touch()
-    files = [_write(broker, folder, part, firsts[part], ends[part], progress) for part in parts]
+    files, passed, whole = [], 0, max(1, sum(ends[part] - firsts[part] for part in parts))
+    for part in parts:
+        tell = partial(_tell, progress, f"recording {part}", passed - firsts[part], whole)
+        files.append(_write(broker, folder, part, firsts[part], ends[part], tell))
+        passed += ends[part] - firsts[part]
     manifest = Manifest(
         format=FORMAT,
         fleet=fleet,
@@ -89,8 +94,17 @@ def record(
     return manifest
 
 
+def _tell(progress: Progress, what: str, before: int, whole: int, offset: int) -> None:
+    progress(what, (before + offset) / whole)
+
+
 def _write(
-    broker: Broker, folder: Path, part: Partition, first: int, end: int, progress: Progress
+    broker: Broker,
+    folder: Path,
+    part: Partition,
+    first: int,
+    end: int,
+    tell: Callable[[int], None],
 ) -> PartitionFile:
     name = f"{part.topic}.{part.number}.jsonl.gz"
     digest, count = hashlib.sha256(), 0
@@ -101,8 +115,8 @@ def _write(
             digest.update(line)
             count += 1
             if count % PROGRESS_RECORDS == 0:
-                progress(str(part), count)
-    progress(str(part), count)
+                tell(found.offset)
+    tell(end)
     return PartitionFile(
         topic=part.topic,
         partition=part.number,

@@ -1,10 +1,7 @@
 """`gpuloop record` and `gpuloop replay`: topics to a folder, and through the same code again."""
 
-import sys
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from time import monotonic
 from typing import Annotated, Final
 
 import typer
@@ -19,10 +16,9 @@ from gpuloop.ops.cli.context import (
     print_json,
     settings,
 )
+from gpuloop.ops.cli.progress import shown
 from gpuloop.ops.stack.errors import StackError
 
-SCREEN_SECONDS: Final = 0.2
-LINE_SECONDS: Final = 10.0
 JOURNALED: Final = ("decider", "evaluator", "forecaster", "causes")
 _PLACES: Final = frozenset(
     {
@@ -50,37 +46,6 @@ def kept(chosen: Settings) -> dict[str, str]:
     return {name: value for name, value in named.items() if name not in _PLACES}
 
 
-class Counted:
-    """Shows on standard error how far a recording has come; it may take minutes.
-
-    On a terminal it redraws one line, elsewhere it prints one every ten seconds.
-    """
-
-    def __init__(self, *, on_terminal: bool, clock: Callable[[], float]) -> None:
-        self._on_terminal: Final = on_terminal
-        self._every: Final = SCREEN_SECONDS if on_terminal else LINE_SECONDS
-        self._clock: Final = clock
-        self._due = clock() + self._every
-        self._records: Final[dict[str, int]] = {}
-
-    def __call__(self, partition: str, records: int) -> None:
-        """Note how many records of a partition are written."""
-        self._records[partition] = records
-        if self._clock() < self._due:
-            return
-        self._due = self._clock() + self._every
-        text = f"{sum(self._records.values()):,} records, at {partition}"
-        if self._on_terminal:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-    def done(self) -> None:
-        """Leave the terminal as it was."""
-        if self._on_terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
 def record(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     topic: Annotated[
@@ -93,8 +58,7 @@ def record(
     from gpuloop.loop.replay.record import record as write
 
     chosen = settings(state_dir, bootstrap_servers)
-    counted = Counted(on_terminal=sys.stderr.isatty(), clock=monotonic)
-    with broker(chosen) as log:
+    with broker(chosen) as log, shown() as progress:
         try:
             manifest = write(
                 log,
@@ -102,7 +66,7 @@ def record(
                 fleet=chosen.fleet,
                 settings=kept(chosen),
                 topics=topic or None,
-                progress=counted,
+                progress=progress,
             )
         except FileExistsError as error:
             why = f"cannot record to {folder}: {error.strerror}" if error.strerror else str(error)
@@ -111,8 +75,6 @@ def record(
             raise StackError(f"cannot record to {folder}: {error.strerror}") from None
         except BrokerError as error:
             raise StackError(f"cannot record: {error}") from None
-        finally:
-            counted.done()
     records = sum(part.records for part in manifest.partitions)
     typer.echo(f"{records:,} records of {len(manifest.partitions)} partitions in {folder}")
 

@@ -209,20 +209,6 @@ def test_recording_keeps_no_addresses_or_passwords() -> None:
     assert recording.kept(chosen) == {"seed": "3", "trusted_keys": "ab"}
 
 
-@pytest.mark.parametrize(("on_terminal", "shown"), [(False, 2), (True, 20)])
-def test_recording_says_how_far_it_has_come(
-    on_terminal: bool, shown: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = 0.0
-    counted = recording.Counted(on_terminal=on_terminal, clock=lambda: now)
-    for second in range(1, 21):
-        now = float(second)
-        counted("telemetry.gpu/0", second * 100)
-    said = capsys.readouterr().err
-    assert said.count("records, at telemetry.gpu/0") == shown
-    assert ("\n" in said) is not on_terminal
-
-
 def test_status_hides_the_password_of_the_database() -> None:
     from gpuloop.ops.cli.stack import _public
 

@@ -205,3 +205,18 @@ def test_a_folder_in_use_is_not_written_to(tmp_path: Path) -> None:
 def test_derived_frames_are_left_out_by_default() -> None:
     assert "internal.frames" not in recordable()
     assert {"internal.journal", "internal.snapshots", "decisions"} <= set(recordable())
+
+
+def test_a_recording_tells_what_it_writes_and_the_share_that_is_done(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    for topic in ("decisions", "rewards"):
+        broker.produce([Encoded(topic=topic, key=b"k", headers=(), value=b"1")] * 3000)
+    told: list[tuple[str, float]] = []
+    record(
+        broker, tmp_path / "r", fleet="local", settings={}, topics=["rewards", "decisions"],
+        progress=lambda what, share: told.append((what, share)),
+    )  # fmt: skip
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert (len(shares), shares[1], shares[-1]) == (4, 0.5, 1.0)
+    assert [what for what, _ in told] == ["recording decisions/0"] * 2 + ["recording rewards/0"] * 2

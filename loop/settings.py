@@ -159,7 +159,7 @@ def _listed(value: str) -> Iterator[str]:
 def _path(kind: type, value: Any) -> Any:
     if kind is Path:
         return Path(value)
-    raise NotImplementedError(f"settings cannot hold {kind}")
+    raise TypeError(f"settings cannot hold {kind}")
 
 
 def _text(value: object) -> str:

@@ -8,6 +8,7 @@ from time import monotonic, sleep
 import psutil
 
 from gpuloop.ops.stack.process import Program
+from gpuloop.ops.stack.state import ProcessState, StackPhase, StackState
 
 PATIENCE_SECONDS = 20.0
 SLEEPER = "import time; time.sleep(600)"
@@ -24,6 +25,23 @@ def until(condition: Callable[[], bool], step: Callable[[], None] = lambda: None
 
 def python(code: str, **fields: object) -> Program:
     return Program(arguments=(sys.executable, "-c", textwrap.dedent(code)), **fields)  # type: ignore[arg-type]
+
+
+def stack_state(
+    *processes: ProcessState, phase: StackPhase = "running", notices: tuple[str, ...] = ()
+) -> StackState:
+    """Return what a stack could have written of itself."""
+    return StackState(
+        phase=phase,
+        pid=1,
+        created=0.0,
+        started_wall_us=0,
+        environment={},
+        resident_bytes=0,
+        resident_peak_bytes=0,
+        processes=processes,
+        notices=notices,
+    )
 
 
 def alive(pid: int) -> bool:

@@ -90,17 +90,7 @@ def test_report_says_that_the_loop_was_blind_or_a_process_failed() -> None:
 def test_report_has_the_promised_keys_and_types() -> None:
     tally = Tally()
     tally.take(_reward(1_500_000, start=0), timestamp_ms=0)
-    built = report.build(
-        tally,
-        trace="philly",
-        seed=3,
-        events=10,
-        audited=Audited(records=7, ok=True, problem=""),
-        resident_bytes=5,
-        restarts={"twin": 1},
-        started_wall_us=0,
-        ended_wall_us=60_000_000,
-    )
+    built = reported(tally, restarts={"twin": 1})
     plain = json.loads(msgspec.json.encode(built))
     promised = (
         "trace seed events decisions commands_applied commands_refused rewards reward_total "

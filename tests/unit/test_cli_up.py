@@ -30,13 +30,14 @@ from gpuloop.ops.stack.layout import Layout
 from gpuloop.ops.stack.local import Options
 from gpuloop.ops.stack.moment import Moment, StopRequest
 from gpuloop.ops.stack.monitor import Monitor, ends
-from gpuloop.ops.stack.state import StackState, write
+from gpuloop.ops.stack.state import write
 from gpuloop.ops.stack.tally import Tally
 from gpuloop.schemas.codec import encode
 from gpuloop.schemas.component import save
 from gpuloop.schemas.messages import Control
 from gpuloop.schemas.messages.control import ControlBody, Freeze, Kill, scope
 from gpuloop.schemas.units import MINUTE_US, SECOND_US
+from processes import stack_state
 
 Said = Callable[..., list[str]]
 
@@ -318,17 +319,7 @@ def test_notice_is_printed_when_it_begins_and_not_ten_times_a_second(
 def test_status_shows_what_a_person_must_know(said: Said, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "state")
     layout.create()
-    state = StackState(
-        phase="running",
-        pid=1,
-        created=0.0,
-        started_wall_us=0,
-        environment={},
-        resident_bytes=0,
-        resident_peak_bytes=0,
-        processes=(),
-        notices=("kill switch, by ada",),
-    )
+    state = stack_state(notices=("kill switch, by ada",))
     with layout.locked():
         write(layout.state, state)
         shown = CliRunner().invoke(app, ["status", "--state-dir", str(layout.root)]).output

@@ -10,39 +10,27 @@ import typer
 
 from gpuloop.ops.cli.live import PlainView
 from gpuloop.ops.stack import notices, process
-from gpuloop.ops.stack.state import StackState, read, write
+from gpuloop.ops.stack.state import read, write
+from processes import stack_state
 
 
 def no_room(*_: Any, **__: Any) -> Any:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def stack(phase: Any = "running") -> StackState:
-    return StackState(
-        phase=phase,
-        pid=1,
-        created=0.0,
-        started_wall_us=0,
-        environment={},
-        resident_bytes=0,
-        resident_peak_bytes=0,
-        processes=(),
-    )
-
-
 def test_what_runs_stays_written_down_as_it_was_and_nothing_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "stack.json"
-    write(path, stack())
+    write(path, stack_state())
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", no_room)
-        write(path, stack("stopping"))
-    assert read(path) == stack()
+        write(path, stack_state(phase="stopping"))
+    assert read(path) == stack_state()
     assert list(tmp_path.iterdir()) == [path]
     assert "No space left" in caplog.text
-    write(path, stack("stopping"))
-    assert read(path) == stack("stopping")
+    write(path, stack_state(phase="stopping"))
+    assert read(path) == stack_state(phase="stopping")
 
 
 def test_another_trouble_than_room_is_not_passed_over(
@@ -53,7 +41,7 @@ def test_another_trouble_than_room_is_not_passed_over(
 
     monkeypatch.setattr(Path, "replace", refused)
     with pytest.raises(PermissionError):
-        write(tmp_path / "stack.json", stack())
+        write(tmp_path / "stack.json", stack_state())
 
 
 def test_a_line_that_finds_no_room_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,25 +1,22 @@
 """The report's re-runs stand for what ran: the same hours where they can be, who acted when."""
 
-import hashlib
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
-from safetensors.numpy import save
 
-from builders import FLEET, START_US, batch
+from builders import START_US, batch
 from gpuloop.loop.learn.simulate import FleetSimulation
 from gpuloop.loop.services.twin import twin_config
 from gpuloop.loop.settings import Settings
 from gpuloop.ops.stack import rerun
 from gpuloop.ops.stack.rerun import Policy, Rerun, offsets_as_acted, window
 from gpuloop.ops.stack.tally import Acted, Tally
-from gpuloop.schemas.messages import PolicyVersion
-from gpuloop.schemas.messages.learning import ActorSpec, Normaliser
-from gpuloop.schemas.policy import DIMENSIONS, FEATURE_NAMES, FEATURE_VERSION
+from gpuloop.schemas.policy import DIMENSIONS, FEATURE_NAMES
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
 from learning_builders import decision
+from policy_builders import version, weights
 
 D, K = len(FEATURE_NAMES), len(DIMENSIONS)
 
@@ -34,32 +31,8 @@ def asked(from_us: int, until_us: int, **changes) -> Rerun:
 
 def pushing(name: str, towards: float) -> Policy:
     """Return a policy that wishes for the same of every pool, whatever it sees."""
-    layer = {
-        "layer.0.weight": np.zeros((4, D), np.float32),
-        "layer.0.bias": np.zeros(4, np.float32),
-        "layer.1.weight": np.zeros((K, 4), np.float32),
-        "layer.1.bias": np.array([towards, 0, 0, 0], np.float32),
-    }
-    data = save(layer)
-    version = PolicyVersion(
-        fleet=FLEET,
-        policy_id=name,
-        algorithm="sac",
-        version=1,
-        parent="",
-        created_wall_us=0,
-        feature_version=FEATURE_VERSION,
-        dimensions=DIMENSIONS,
-        actor=ActorSpec(observation_size=D, action_size=K, hidden=(4,)),
-        normaliser=Normaliser(mean=(0.0,) * D, scale=(1.0,) * D, clip=10.0),
-        weights_digest=hashlib.sha256(data).hexdigest(),
-        alpha=0.0,
-        seed=0,
-        config={},
-        trained_on=(),
-        gate={},
-    )
-    return Policy(version=version, weights=data)
+    data = weights(bias=towards)
+    return Policy(version=version(data, policy_id=name), weights=data)
 
 
 def test_rerun_in_parts_with_its_progress_told_earns_what_it_earns_at_once(

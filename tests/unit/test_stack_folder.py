@@ -11,8 +11,8 @@ import pytest
 from gpuloop.ops.stack import ports, process
 from gpuloop.ops.stack.errors import StackError
 from gpuloop.ops.stack.layout import Layout
-from gpuloop.ops.stack.state import ProcessState, StackState, write
-from processes import PATIENCE_SECONDS, SLEEPER, python
+from gpuloop.ops.stack.state import ProcessState, write
+from processes import PATIENCE_SECONDS, SLEEPER, python, stack_state
 
 
 def test_child_sees_no_settings_of_ours_but_its_own(
@@ -103,21 +103,11 @@ def test_leftover_of_a_dead_supervisor_is_ended_but_not_a_stranger_with_its_pid(
     with subprocess.Popen([sys.executable, "-c", SLEEPER], start_new_session=True) as left:
         born = process.created(left.pid)
         assert born is not None
-        write(layout.state, _state(ProcessState(name="x", phase="ready", detail="", pid=left.pid)))
+        write(
+            layout.state,
+            stack_state(ProcessState(name="x", phase="ready", detail="", pid=left.pid)),
+        )
         assert end_leftovers(layout) == []
         same = ProcessState(name="x", phase="ready", detail="", pid=left.pid, created=born)
-        write(layout.state, _state(same))
+        write(layout.state, stack_state(same))
         assert end_leftovers(layout) == ["x"]
-
-
-def _state(entry: ProcessState) -> StackState:
-    return StackState(
-        phase="running",
-        pid=1,
-        created=0.0,
-        started_wall_us=0,
-        environment={},
-        resident_bytes=0,
-        resident_peak_bytes=0,
-        processes=(entry,),
-    )

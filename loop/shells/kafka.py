@@ -331,6 +331,8 @@ def properties(path: Path | None) -> dict[str, str]:
     pairs = [line.split("=", 1) for line in lines if "=" in line and not line.startswith("#")]
     found = {pair[0].strip(): pair[1].strip() for pair in pairs}
     places = {
-        name: str(path.parent / at) for name, at in found.items() if name.endswith(".location")
+        name: str(path.parent / at)
+        for name, at in found.items()
+        if name.endswith(".location") and at not in ("", "probe")  # Where librdkafka looks itself.
     }
     return found | places

@@ -19,6 +19,8 @@ MAX_NODES: Final = 1024
 MAX_JOBS: Final = 1024
 KEEP_ENDED_MINUTES: Final = 30
 MIN_INTERVAL_US: Final = MINUTE_US
+DISTRUSTED: Final = ("contradictory", "frozen")
+"""Doubts under which a reading says nothing about the node, only about its sensor."""
 
 
 class NodeTrack(State):
@@ -79,7 +81,8 @@ def track_node(tracks: dict[str, NodeTrack], node: NodeState) -> None:
     row = np.full(len(METRICS), np.nan)
     for index, metric in enumerate(METRICS):
         feature = node.features.get(metric)
-        if feature is not None and feature.value is not None:
+        believed = node.doubts.get(metric) not in DISTRUSTED
+        if feature is not None and feature.value is not None and believed:
             row[index] = feature.value
     track.ring.put(minute, minute, row / UNITS)
     track.heard = max(track.heard, minute)

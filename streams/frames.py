@@ -32,6 +32,21 @@ FEATURES: Final[tuple[str, ...]] = (
 )
 """The columns that nodes and pools are described by, in the order of every feature axis."""
 
+_RATIO: Final = (0.0, 1.001)
+POSSIBLE: Final = {
+    "utilisation": _RATIO,
+    "sm_active": _RATIO,
+    "tensor_active": _RATIO,
+    "memory_used": _RATIO,
+    "temperature_celsius": (1.0, 125.0),
+    "power_watts": (0.0, 2_500.0),
+    "sm_clock_mhz": (0.0, 5_000.0),
+    "throttled": _RATIO,
+    "nvlink_bytes_per_second": (0.0, 4e12),
+    "ecc_uncorrected": (0.0, float(1 << 31)),
+}
+"""What a working sensor of any GPU can say; whatever is outside counts as missing."""
+
 HARMFUL_THROTTLE_BITS: Final = 0x8 | 0x20 | 0x40 | 0x80
 """NVML clock event reasons that cost work: hardware slowdown, thermal, power brake. Idle, clock
 settings and the power cap are how a healthy GPU behaves."""
@@ -41,6 +56,9 @@ INT32_MAX: Final = 0x7FFF_FFFF
 FP64_BLANK: Final = 140_737_488_355_328.0
 """First codes of DCGM's "no value" ranges; the int64 range lies above `FP64_BLANK` as well."""
 
+_LEAST, _MOST = np.array([POSSIBLE[name] for name in FEATURES]).T[:, :, None]
+_BITS: Final = 1 << np.arange(len(FEATURES))[:, None]
+
 _SOURCE: Final = {name: name for name in FRAME_COLUMNS} | {"throttled": "throttle_reasons"}
 
 
@@ -48,12 +66,14 @@ _SOURCE: Final = {name: name for name in FRAME_COLUMNS} | {"throttled": "throttl
 class FrameView:
     """A data frame as sums over each sample's GPUs, in sample order.
 
-    `totals` is float64 (samples, features), `present` the count of GPUs that had a value.
+    `totals` is float64 (samples, features), `present` the count of GPUs that had a value;
+    `outside` has a bit set for each feature of which some GPU said what is not `POSSIBLE`.
     """
 
     frame: Frame
     totals: NDArray[np.float64]
     present: NDArray[np.int32]
+    outside: NDArray[np.uint16]
 
 
 def pack(fleet: str, partition: int, samples: Sequence[GpuSample]) -> Frame:
@@ -116,13 +136,21 @@ def unpack(frame: Frame) -> FrameView:
         if len(data) != 4 * width:
             raise BadInput("inconsistent", f"column {name} does not hold {width} float32")
         values[row] = np.frombuffer(data, dtype="<f4")
+    outside = np.zeros(samples, dtype=np.uint16)
     if not samples:
-        return FrameView(frame, np.zeros((0, len(FEATURES))), np.zeros((0, len(FEATURES)), "i4"))
-    known = np.isfinite(values)
+        nothing = np.zeros((0, len(FEATURES)))
+        return FrameView(frame, nothing, nothing.astype(np.int32), outside)
+    known = (values >= _LEAST) & (values <= _MOST)
     starts = np.concatenate(([0], np.cumsum(gpus)[:-1]))
+    impossible = np.isfinite(values) & ~known
+    if impossible.any():
+        bits = np.where(impossible, _BITS, 0)
+        outside = np.bitwise_or.reduce(np.bitwise_or.reduceat(bits, starts, axis=1)).astype("u2")
     totals = np.add.reduceat(np.where(known, values, 0.0), starts, axis=1)
     present = np.add.reduceat(known.astype(np.int32), starts, axis=1)
-    return FrameView(frame, np.ascontiguousarray(totals.T), np.ascontiguousarray(present.T))
+    return FrameView(
+        frame, np.ascontiguousarray(totals.T), np.ascontiguousarray(present.T), outside
+    )
 
 
 def _gather(

@@ -23,6 +23,7 @@ from gpuloop.schemas.messages.internal import FeatureSum
 from gpuloop.schemas.messages.state import Feature
 from gpuloop.schemas.messages.telemetry import Billing
 from gpuloop.schemas.units import MINUTE_US
+from gpuloop.streams import quality
 from gpuloop.streams.frames import FEATURES, FrameView
 from gpuloop.streams.horizon import REMEMBER_US
 
@@ -45,6 +46,7 @@ NUMBERS: Final = np.dtype(
         ("changed", "?"),
         ("totals", "<f8", (len(FEATURES),)),
         ("present", "<i4", (len(FEATURES),)),
+        *quality.FIELDS,
     ]
 )
 """One node. `published_us` is the tick of its last state; `changed` asks for one at the next."""
@@ -151,6 +153,7 @@ def _update(
         before = rows[places]
         after = _records(view, samples)
         after["published_us"] = before["published_us"]
+        quality.go_on(before, after)
         after["changed"] = (
             before["changed"]
             | (before["boot"] != after["boot"])
@@ -236,6 +239,7 @@ def _records(view: FrameView, samples: list[int]) -> NDArray[np.void]:
     records["unpublished"] = True
     records["totals"] = view.totals[samples]
     records["present"] = view.present[samples]
+    quality.start(records, view.outside[samples])
     return records
 
 
@@ -262,8 +266,8 @@ def at_tick(shard: NodeShard, fleet: str, tick_us: int, *, fresh_us: int = FRESH
     """Return what to say about the shard at a tick, and forget nodes silent for an hour.
 
     A state is due when its sample is new and either something a reader must know changed or the
-    last state is a minute old. Sums are over nodes heard within `fresh_us`; a silent node still
-    counts as expected, so silence shows as quality and age.
+    last state is a minute old. Sums are over what is believed of nodes heard within `fresh_us`; a
+    silent node or a doubted sensor still counts as expected, so both show as quality and age.
     """
     states: list[Output] = []
     changed: set[int] = set()
@@ -276,14 +280,16 @@ def at_tick(shard: NodeShard, fleet: str, tick_us: int, *, fresh_us: int = FRESH
             rows["changed"] | (rows["published_us"] <= tick_us - PUBLISH_EVERY_US)
         )
         places = np.flatnonzero(due).tolist()
+        doubted = quality.judge(rows, [label.gpu_model for label in block.labels])
+        believed = quality.trusted(rows, doubted)
         if places:
-            states += [_state(fleet, block.labels[p], rows[p], tick_us) for p in places]
+            states += [_state(fleet, block.labels[p], rows[p], doubted[p], tick_us) for p in places]
             rows["published_us"][places] = tick_us
             rows["unpublished"][places] = False
             rows["changed"][places] = False
             changed.add(number)
         for pool in sorted({label.pool for label in block.labels}):
-            mine = rows[np.array([label.pool == pool for label in block.labels])]
+            mine = believed[np.array([label.pool == pool for label in block.labels])]
             sums.setdefault(pool, _Sum()).add(mine, tick_us - fresh_us)
     pools = {pool: sums[pool].result() for pool in sorted(sums)}
     return NodeTick(states, pools, changed)
@@ -337,10 +343,13 @@ def _forget(block: Block, tick_us: int) -> bool:
     return True
 
 
-def _state(fleet: str, label: Label, row: np.void, tick_us: int) -> Output:
+def _state(fleet: str, label: Label, row: np.void, doubted: quality.Codes, tick_us: int) -> Output:
     event_us, gpus = int(row["event_us"]), int(row["gpus"])
     age_us = max(tick_us - event_us, 0)
-    columns = zip(FEATURES, row["totals"].tolist(), row["present"].tolist(), strict=True)
+    believed = row["present"] * (doubted < quality.DISTRUSTED)
+    columns = zip(
+        FEATURES, row["totals"].tolist(), row["present"].tolist(), believed.tolist(), strict=True
+    )
     state = NodeState(
         fleet=fleet,
         node=label.node,
@@ -354,10 +363,11 @@ def _state(fleet: str, label: Label, row: np.void, tick_us: int) -> Output:
         seq=int(row["seq"]),
         features={
             name: Feature(
-                value=total / present if present else None, age_us=age_us, quality=present / gpus
+                value=total / present if present else None, age_us=age_us, quality=used / gpus
             )
-            for name, total, present in columns
+            for name, total, present, used in columns
         },
+        doubts=quality.doubts(doubted),
     )
     sample = source_event_id(fleet, label.node, state.boot, state.seq)
     return Output(

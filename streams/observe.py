@@ -61,7 +61,7 @@ class Observe:
         "telemetry.resources",
         "telemetry.tenants",
     )
-    state_version: ClassVar[int] = 2
+    state_version: ClassVar[int] = 3
 
     def __init__(
         self,

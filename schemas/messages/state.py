@@ -20,8 +20,15 @@ class Feature(Part, frozen=True, kw_only=True):
     quality: Ratio
 
 
+Doubt = Literal["out_of_range", "contradictory", "frozen"]
+
+
 class NodeState(Message, frozen=True, kw_only=True):
-    """A node as last heard of; `features` are means over its GPUs."""
+    """A node as last heard of; `features` are means over its GPUs.
+
+    `doubts` says which features are not to be believed and why: of one that is `out_of_range` the
+    impossible values were left out; one that is `contradictory` or `frozen` has quality 0.
+    """
 
     TYPE: ClassVar[str] = "state.nodes"
 
@@ -35,6 +42,7 @@ class NodeState(Message, frozen=True, kw_only=True):
     boot: Count
     seq: Count
     features: dict[str, Feature]
+    doubts: dict[str, Doubt] = {}
 
 
 JobPhase = Literal["queued", "running", "finished", "failed", "cancelled"]

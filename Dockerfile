@@ -12,9 +12,10 @@ RUN python3 -m venv /opt/tools \
 ENV VIRTUAL_ENV=/opt/gpuloop UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
 
 FROM tools AS packages-base
-COPY requirements/base.txt requirements/observe.txt requirements/stores.txt requirements/
-RUN /opt/tools/bin/uv pip sync --require-hashes \
-    requirements/base.txt requirements/observe.txt requirements/stores.txt
+COPY requirements/base.txt requirements/observe.txt requirements/stores.txt \
+  requirements/collect.txt requirements/
+RUN /opt/tools/bin/uv pip sync --require-hashes requirements/base.txt requirements/observe.txt \
+    requirements/stores.txt requirements/collect.txt
 
 FROM tools AS packages-causes
 COPY requirements/causes.txt requirements/

@@ -73,7 +73,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version
 lock: setup ## Resolve requirements/*.txt anew (ARGS=--upgrade for newer versions).
 	@$(LOCK) $(ARGS) --all-extras --group dev --group setup -o requirements/all.txt
 	@$(LOCK) -c requirements/all.txt -o requirements/base.txt
-	@for extra in observe stores embedded learn causes kafka; do \
+	@for extra in observe stores embedded learn causes collect kafka; do \
 	  $(LOCK) -c requirements/all.txt --extra $$extra -o requirements/$$extra.txt || exit 1; \
 	done
 	@for group in dev setup; do \

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from gpuloop.schemas.messages.telemetry import Billing
 from gpuloop.schemas.units import SECOND_US, Count, Name
 
 PREFIX: Final = "GPULOOP_"
@@ -84,6 +85,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Path | None,
         _about("file that audit checkpoints are appended to; unset: in the state directory"),
     ] = None
+    node: Annotated[
+        str, Meta(max_length=200), _about("name of the machine observed; empty: its host name")
+    ] = ""
+    pool: Annotated[Name, _about("pool of the machine observed, collector only")] = "default"
+    rack: Annotated[Name, _about("rack of the machine observed, collector only")] = "default"
+    billing: Annotated[Billing, _about("how the machine observed is rented, collector only")] = (
+        "on_demand"
+    )
+    collect: Annotated[
+        Path | None, _about("JSON file of what to observe; unset: this machine's GPUs, by NVML")
+    ] = None
+    collect_seconds: Annotated[
+        float, Meta(ge=0.1, le=3600), _about("wall seconds between two samples of this machine")
+    ] = 1.0
+    collect_buffer: Annotated[
+        int,
+        Meta(ge=100, le=10_000_000),
+        _about("samples kept while Kafka is away; the oldest give way"),
+    ] = 20_000
     snapshot_seconds: Annotated[
         float, Meta(gt=0), _about("wall seconds between two snapshots of a component")
     ] = 60.0

@@ -110,7 +110,7 @@ _TOPICS: Final = (
     ),
     _topic(
         "telemetry.clock", "fleet", m.ClockAnchor, compacted=True,
-        by=WORLD, to=("framer", "observe", *_JOURNALED, "auditor"),
+        by=WORLD, to=("collector", "framer", "observe", *_JOURNALED, "auditor"),
         description="The fleet clock's anchor.",
     ),
     _topic(

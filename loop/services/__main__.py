@@ -22,6 +22,7 @@ SERVICES: Final = (
     "auditor",
     "learner",
     "keeper",
+    "collector",
     "clickhouse",
 )
 

@@ -33,6 +33,17 @@ AUDIT_MISSED = _counter(
     "audit_missed_total",
     "Records that expired before they were audited; `audit verify` names them.",
 )
+COLLECT_FAILURES = _counter(
+    "collect_failures_total",
+    "Readings of devices, exporters and servers that failed, and values that were refused.",
+    "source",
+    "reason",
+)
+COLLECT_BUFFERED = Gauge(
+    "gpuloop_collect_buffered_records",
+    "Telemetry that Kafka has not acknowledged yet.",
+    registry=REGISTRY,
+)
 ANALYSES = _counter("analyses_total", "Questions to the deep causal tier.", "result")
 REANCHORED = _counter("clock_reanchored_total", "Times the world fell behind its clock.")
 STEP_SECONDS = Histogram(

@@ -92,7 +92,7 @@ def chosen(options: Options) -> tuple[Service, ...]:
     return tuple(
         service
         for service in SERVICES.values()
-        if (not options.only or service.name in options.only)
+        if (service.name in options.only if options.only else service.profile != "gpu")
         and service.name not in options.without
         and not (service.name == "clickhouse" and given)
     )

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from gpuloop.schemas.catalogue import CATALOGUE
 
-Extra = Literal["", "observe", "stores", "embedded", "learn", "causes"]
+Extra = Literal["", "observe", "stores", "embedded", "learn", "causes", "collect"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,8 @@ class Service:
     `extra` is the dependency group it carries, `needs` what must be ready before it starts,
     `roles` the names under which the catalogue lists it, `memory_mib` its limit in a container.
     A service with a `niceness` yields the processor to those that act. `profile` is empty for what
-    always runs; `local` marks what only a stack without a server of that kind runs. Its loop says
+    always runs; `local` marks what only a stack without a server of that kind runs, `gpu` what
+    only a machine with GPUs of its own, or a fleet of them to ask, has a use for. Its loop says
     something within `loop_seconds` or is stuck; None where it may be silent: it trains for long,
     only serves, or watches itself.
     """
@@ -35,7 +36,7 @@ class Service:
     memory_mib: int
     niceness: int = 0
     loop_seconds: float | None = 300.0
-    profile: Literal["", "local"] = ""
+    profile: Literal["", "local", "gpu"] = ""
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -138,6 +139,15 @@ _TABLE: Final = (
         state="none",
         on_failure="the lease ends within 45 s and nothing new starts",
         memory_mib=128,
+    ),
+    Service(
+        name="collector",
+        description="what real GPUs, exporters and Prometheus say, put on the telemetry topics",
+        extra="collect",
+        state="none: what Kafka has not taken, in memory and bounded",
+        on_failure="telemetry ages and the fleet does not shrink; restarted, it goes on with now",
+        memory_mib=256,
+        profile="gpu",
     ),
     Service(
         name="clickhouse",

@@ -50,11 +50,57 @@ GPU_ARRAYS: tuple[str, ...] = (
 )
 
 
+class GpuDetail(Part, frozen=True, kw_only=True):
+    """What is read more rarely than a sample, for diagnosis and for the trend of a device.
+
+    Arrays are as in the sample that carries it. Counters end in what they count and never fall but
+    by a reset or a reloaded driver; `*_ns` count nanoseconds of held-back clocks, `*_lifetime` is
+    kept by the board. `rows_remapped_*` are of Ampere and later, `pages_retired_*` of before.
+    `recovery_action` is NVML's (see `Fault`), flags are 0 or 1.
+    """
+
+    gr_engine_active: Ratios = ()
+    sm_occupancy: Ratios = ()
+    dram_active: Ratios = ()
+    memory_copy_utilisation: Ratios = ()
+    memory_clock_mhz: Levels = ()
+    memory_temperature_celsius: Celsius = ()
+    memory_total_bytes: Counters = ()
+    power_limit_watts: Levels = ()
+    energy_millijoules: Counters = ()
+    power_violation_ns: Counters = ()
+    thermal_violation_ns: Counters = ()
+    sync_boost_violation_ns: Counters = ()
+    board_limit_violation_ns: Counters = ()
+    reliability_violation_ns: Counters = ()
+    software_thermal_ns: Counters = ()
+    hardware_thermal_ns: Counters = ()
+    power_brake_ns: Counters = ()
+    pcie_replays: Counters = ()
+    nvlink_flit_errors: Counters = ()
+    nvlink_data_errors: Counters = ()
+    nvlink_replays: Counters = ()
+    nvlink_recoveries: Counters = ()
+    ecc_corrected_lifetime: Counters = ()
+    ecc_uncorrected_lifetime: Counters = ()
+    pages_retired_corrected: Counters = ()
+    pages_retired_uncorrected: Counters = ()
+    pages_pending: Counters = ()
+    rows_remapped_corrected: Counters = ()
+    rows_remapped_uncorrected: Counters = ()
+    row_remap_pending: Counters = ()
+    row_remap_failed: Counters = ()
+    memory_unrepairable: Counters = ()
+    fabric_state: Counters = ()
+    recovery_action: Counters = ()
+
+
 class GpuSample(Message, frozen=True, kw_only=True):
     """One node's GPUs at one instant; every array is in the order of `gpu_ids` or empty.
 
     Field meanings and units follow NVML and DCGM: activity ratios are 0 to 1, `throttle_reasons`
-    is NVML's clock event bitmask, ECC counts are volatile counters since the driver loaded.
+    is NVML's clock event bitmask, ECC counts are volatile counters since the driver loaded. Where
+    a GPU is partitioned (MIG) each of its instances stands for itself, under its own id.
     """
 
     TYPE: ClassVar[str] = "telemetry.gpu"
@@ -80,12 +126,19 @@ class GpuSample(Message, frozen=True, kw_only=True):
     pcie_bytes_per_second: Levels = ()
     ecc_corrected: Counters = ()
     ecc_uncorrected: Counters = ()
+    detail: GpuDetail | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not line up with `gpu_ids`."""
         gpus = len(self.gpu_ids)
         for name in GPU_ARRAYS:
             length = len(getattr(self, name))
+            if length not in (0, gpus):
+                raise ValueError(f"inconsistent: {name} has {length} values for {gpus} GPUs")
+        if self.detail is None:
+            return
+        for name in self.detail.__struct_fields__:
+            length = len(getattr(self.detail, name))
             if length not in (0, gpus):
                 raise ValueError(f"inconsistent: {name} has {length} values for {gpus} GPUs")
 

@@ -16,6 +16,8 @@ from gpuloop.ops.stack.tally import Tally
 from gpuloop.ops.stack.unit import Phase
 from messages_shown import COMMAND, outcome
 
+ALWAYS = [name for name, service in SERVICES.items() if service.profile != "gpu"]
+
 
 def moment(**changes: object) -> Moment:
     tally = Tally()
@@ -29,7 +31,7 @@ def moment(**changes: object) -> Moment:
     unit = SimpleNamespace(phase=Phase.READY, restarts=0)
     fields = {
         "phase": "running",
-        "supervisor": SimpleNamespace(units=dict.fromkeys(SERVICES, unit), resident_bytes=10**10),
+        "supervisor": SimpleNamespace(units=dict.fromkeys(ALWAYS, unit), resident_bytes=10**10),
         "monitor": SimpleNamespace(lock=Lock(), tally=tally),
         "elapsed_seconds": 1e4,
         "phase_seconds": 1e4,

@@ -17,7 +17,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 ALL: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 TARGETS = {
-    "": "base", "observe": "base", "stores": "base",
+    "": "base", "observe": "base", "stores": "base", "collect": "base",
     "causes": "causes", "learn": "learn", "embedded": "embedded",
 }  # fmt: skip
 OURS = {
@@ -107,8 +107,20 @@ def test_service_is_limited_to_the_memory_in_the_table(name: str) -> None:
 
 def test_only_the_world_and_the_stand_ins_for_servers_are_optional() -> None:
     optional = {name: body["profiles"] for name, body in OURS.items() if "profiles" in body}
-    local = {name: ["local"] for name, service in SERVICES.items() if service.profile == "local"}
-    assert optional == {"twin": ["twin"], **local}
+    others = {name: [service.profile] for name, service in SERVICES.items() if service.profile}
+    assert optional == {"twin": ["twin"], **others}
+
+
+def test_the_collector_is_given_devices_to_look_at_and_not_to_compute_on() -> None:
+    (device,) = OURS["collector"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu", "utility"]}
+
+
+def test_prometheus_finds_the_collector_where_it_runs() -> None:
+    config = yaml.safe_load((ROOT / "ops" / "prometheus" / "prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    found = [name for lookup in job["dns_sd_configs"] for name in lookup["names"]]
+    assert found == [name for name, service in SERVICES.items() if service.profile == "gpu"]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -160,12 +172,12 @@ def test_example_settings_name_every_variable_of_compose() -> None:
     assert asked == set(re.findall(r"^(\w+)=", example, re.M))
 
 
-def test_example_profiles_start_everything_but_the_stand_ins() -> None:
+def test_example_profiles_start_everything_but_the_stand_ins_and_what_needs_gpus() -> None:
     example = (ROOT / ".env.example").read_text()
     found = re.search(r"^COMPOSE_PROFILES=(.*)$", example, re.M)
     assert found is not None
     profiles = {profile for body in ALL.values() for profile in body.get("profiles", [])}
-    assert set(found[1].split(",")) == profiles - {"local"}
+    assert set(found[1].split(",")) == profiles - {"local", "gpu"}
 
 
 def test_prometheus_asks_every_service_that_compose_runs_by_default() -> None:

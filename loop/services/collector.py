@@ -1,0 +1,168 @@
+"""The collector: what a real fleet says of itself, put on the telemetry topics.
+
+On a GPU node it reads NVML; elsewhere it scrapes exporters and asks Prometheus for many nodes at
+once. Each source runs in a thread of its own; while Kafka is away all of them go on, and what they
+say waits, bounded, in the outbox. `boot` is the wall clock at start, so it rises over restarts.
+"""
+
+import logging
+import platform
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+import msgspec
+
+from gpuloop.loop.collect.machine import Machine
+from gpuloop.loop.collect.source import Source
+from gpuloop.loop.services import metrics
+from gpuloop.loop.services.process import Process, serving
+from gpuloop.loop.settings import Settings, SettingsError, plain
+from gpuloop.loop.shells.clock import monotonic_us, wall_us
+from gpuloop.loop.shells.fold import encode_outputs, source_of
+from gpuloop.loop.shells.outbox import KafkaSender, Outbox
+from gpuloop.schemas.component import Output
+from gpuloop.schemas.units import SECOND_US
+from gpuloop.streams.collect.config import CollectConfig
+from gpuloop.streams.collect.readings import Place
+
+NAME: Final = "collector"
+STALLED_US: Final = 10 * SECOND_US
+"""Without a word from Kafka for so long the collector says that it waits."""
+PUMP_SECONDS: Final = 0.2
+DRAIN_SECONDS: Final = 5.0
+
+log: Final = logging.getLogger(NAME)
+
+
+def main(settings: Settings) -> None:
+    """Observe until asked to stop."""
+    sources = build(settings, boot=wall_us())
+    outbox = Outbox(
+        KafkaSender(
+            settings.bootstrap_servers, prefix=settings.topic_prefix, config=settings.kafka_config
+        ),
+        capacity=settings.collect_buffer,
+    )
+    try:
+        with serving(NAME, settings) as process:
+            collect(process, sources, outbox)
+    finally:
+        outbox.close()
+
+
+def build(settings: Settings, *, boot: int) -> list[Source]:
+    """Return the sources that the settings describe; nothing has been opened.
+
+    Raises:
+        SettingsError: the file of sources cannot be read or names what is not there.
+
+    """
+    config = config_of(settings)
+    sources: list[Source] = []
+    if config.with_nvml:
+        sources.append(this_machine(settings, boot=boot))
+    return sources
+
+
+def this_machine(settings: Settings, *, boot: int) -> Machine:
+    """Return the GPUs of this machine, not yet opened.
+
+    Raises:
+        SettingsError: the package that reads them is not installed.
+
+    """
+    try:
+        from gpuloop.loop.collect.nvml import Nvml
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"{error.name} is not installed; `make setup EXTRAS=collect` installs nvidia-ml-py"
+        ) from None
+    place = Place(
+        fleet=settings.fleet,
+        node=settings.node or platform.node() or "localhost",
+        pool=settings.pool,
+        rack=settings.rack,
+        billing=settings.billing,
+    )
+    return Machine(
+        Nvml(monotonic_us),
+        place,
+        boot=boot,
+        every_us=round(settings.collect_seconds * SECOND_US),
+        wall_us=wall_us,
+        monotonic_us=monotonic_us,
+    )
+
+
+def config_of(settings: Settings) -> CollectConfig:
+    """Return what to observe: the file's, or this machine.
+
+    Raises:
+        SettingsError: the file cannot be read or describes nothing that could be observed.
+
+    """
+    if settings.collect is None:
+        return CollectConfig()
+    try:
+        return msgspec.json.decode(settings.collect.read_bytes(), type=CollectConfig)
+    except OSError as error:
+        raise SettingsError(f"{settings.collect}: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{settings.collect}: {plain(str(error))}") from None
+
+
+class Writer:
+    """Puts what sources say into the outbox, and counts what they could not."""
+
+    def __init__(self, fleet: str, outbox: Outbox) -> None:
+        self._source: Final = source_of(fleet, NAME)
+        self._outbox: Final = outbox
+
+    def said(self, outputs: Sequence[Output]) -> None:
+        """Take telemetry, in order."""
+        self._outbox.offer(encode_outputs(outputs, self._source))
+
+    def failed(self, source: str, reason: str, count: int = 1) -> None:
+        """Count something that could not be read or believed."""
+        metrics.COLLECT_FAILURES.labels(source, reason).inc(count)
+
+
+def collect(process: Process, sources: Sequence[Source], outbox: Outbox) -> None:
+    """Run the sources and write what they say; the end of any of them ends all.
+
+    Raises:
+        Explained: a source cannot be observed, or Kafka refuses what is written.
+
+    """
+    writer = Writer(process.settings.fleet, outbox)
+    ended = threading.Event()
+    with ThreadPoolExecutor(max_workers=len(sources), thread_name_prefix="source") as threads:
+        running: list[Future[None]] = [
+            threads.submit(source.run, ended, writer) for source in sources
+        ]
+        try:
+            while not process.stop.is_set() and not any(one.done() for one in running):
+                outbox.pump(PUMP_SECONDS)
+                _tell(process, sources, outbox)
+        finally:
+            ended.set()
+    for one in running:
+        one.result()
+    if left := outbox.drain(DRAIN_SECONDS):
+        log.warning("telemetry is lost at the stop: Kafka did not take it", extra={"lost": left})
+
+
+def _tell(process: Process, sources: Sequence[Source], outbox: Outbox) -> None:
+    written, dropped = outbox.counted()
+    for topic, count in written.items():
+        metrics.OUTPUTS.labels(NAME, topic).inc(count)
+    if dropped:
+        metrics.DROPPED.labels(NAME, "full").inc(dropped)
+    held = outbox.held
+    metrics.COLLECT_BUFFERED.set(held)
+    if outbox.stalled_us() > STALLED_US:
+        process.health.waiting(f"Kafka does not answer; {held} records wait")
+    else:
+        process.health.progress(f"observing by {', '.join(source.name for source in sources)}")

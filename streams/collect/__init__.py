@@ -1,0 +1,1 @@
+"""What collectors make of what devices, exporters and Prometheus say. No I/O, no clock."""

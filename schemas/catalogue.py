@@ -147,6 +147,11 @@ _TOPICS: Final = (
         by=("forecaster",), to=("decider",), description="Demand to come, as quantiles.",
     ),
     _topic(
+        "insight.features", "pool", m.FeatureVector, retention_ms=DAY_MS,
+        by=("forecaster",), to=("people",),
+        description="Features of pools and job classes, once per minute.",
+    ),
+    _topic(
         "insight.risks", "subject", m.Risk,
         by=("forecaster",), to=("people",), description="What may break.",
     ),

@@ -17,7 +17,7 @@ from msgspec import field
 from gpuloop.schemas.component import Output, State
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import JobEvent, JobState, Partial, TenantEvent
-from gpuloop.schemas.messages.state import JobPhase, QueueState
+from gpuloop.schemas.messages.state import ClassState, JobPhase, QueueState
 from gpuloop.schemas.units import INT64_MAX, MINUTE_US
 from gpuloop.streams.horizon import REMEMBER_US
 
@@ -135,18 +135,19 @@ def _submitted_us(row: JobRow) -> int:
 # A shard: the jobs of one partition, and their sums.
 
 
-class Arrived(State):
-    """Jobs that were submitted since the start, and their GPUs."""
+class Jobs(State):
+    """How many jobs, and their GPUs."""
 
     jobs: int = 0
     gpus: int = 0
 
 
 class JobBlock(State):
-    """One table row: some jobs, what arrived among them per pool, the newest event time."""
+    """One table row: some jobs, what arrived among them, the newest event time."""
 
     jobs: dict[str, JobRow] = {}
-    arrived: dict[str, Arrived] = {}
+    arrived: dict[str, dict[str, Jobs]] = {}
+    """Jobs that were submitted since the start, by pool and class."""
     newest_us: int = 0
 
 
@@ -162,8 +163,8 @@ class PoolJobs(State):
 
     gpus_allocated: int = 0
     waiting: dict[str, Waiting] = {}
-    arrived_jobs: int = 0
-    arrived_gpus: int = 0
+    at_work: dict[str, Jobs] = {}
+    arrived: dict[str, Jobs] = {}
     running: dict[str, int] = {}
     """When each running job was last heard of."""
 
@@ -203,12 +204,10 @@ def absorb(shard: JobShard, event: JobEvent, event_id: str) -> JobChange:
         known = (old.latest.boot, old.latest.seq)
         return JobChange(None, None, "duplicate" if version == known else "late")
     if new.counted and not (old and old.counted):
-        arrived = block.arrived.setdefault(event.pool, Arrived())
-        arrived.jobs += 1
-        arrived.gpus += event.gpus
         pool = shard.pools.setdefault(event.pool, PoolJobs())
-        pool.arrived_jobs += 1
-        pool.arrived_gpus += event.gpus
+        arrived = block.arrived.setdefault(event.pool, {})
+        _add(arrived, event.job_class, 1, event.gpus)
+        _add(pool.arrived, event.job_class, 1, event.gpus)
     if old is not None:
         _count(shard, old, -1)
     _count(shard, new, 1)
@@ -227,12 +226,21 @@ def absorb(shard: JobShard, event: JobEvent, event_id: str) -> JobChange:
     return JobChange(output, number, None)
 
 
+def _add(sums: dict[str, Jobs], job_class: str, jobs: int, gpus: int) -> None:
+    known = sums.setdefault(job_class, Jobs())
+    known.jobs += jobs
+    known.gpus += gpus
+
+
 def _count(shard: JobShard, row: JobRow, sign: Literal[1, -1]) -> None:
     event = row.latest
     phase = phase_of(event)
     pool = shard.pools.setdefault(event.pool, PoolJobs())
     if phase == "running":
         pool.gpus_allocated += sign * event.gpus
+        _add(pool.at_work, event.job_class, sign, sign * event.gpus)
+        if not pool.at_work[event.job_class].jobs:
+            del pool.at_work[event.job_class]
         if sign > 0:
             pool.running[event.job] = max(row.heard_us, event.event_time_us)
         else:
@@ -274,13 +282,27 @@ def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Parti
                 for job_class, queue in sorted(jobs.waiting.items())
                 for entry in _queue_entries(job_class, queue)
             ),
-            arrived_gpus=jobs.arrived_gpus,
-            arrived_jobs=jobs.arrived_jobs,
+            arrived_gpus=sum(arrived.gpus for arrived in jobs.arrived.values()),
+            arrived_jobs=sum(arrived.jobs for arrived in jobs.arrived.values()),
+            classes=tuple(
+                _class(name, jobs.at_work.get(name), jobs.arrived.get(name))
+                for name in sorted(jobs.at_work.keys() | jobs.arrived.keys())
+            ),
             heard_us=max(jobs.running.values(), default=None),
         )
         for pool, jobs in sorted(shard.pools.items())
-        if jobs.running or jobs.waiting or jobs.arrived_jobs
+        if jobs.running or jobs.waiting or jobs.arrived
     ]
+
+
+def _class(name: str, at_work: Jobs | None, arrived: Jobs | None) -> ClassState:
+    return ClassState(
+        job_class=name,
+        running_jobs=at_work.jobs if at_work else 0,
+        running_gpus=at_work.gpus if at_work else 0,
+        arrived_jobs=arrived.jobs if arrived else 0,
+        arrived_gpus=arrived.gpus if arrived else 0,
+    )
 
 
 def _queue_entries(job_class: str, queue: Waiting) -> Iterator[QueueState]:
@@ -318,10 +340,10 @@ def shard_from(rows: Mapping[bytes, bytes], partition: int) -> JobShard:
         block = decoder.decode(rows[key])
         shard.blocks[int(number)] = block
         shard.newest_us = max(shard.newest_us, block.newest_us)
-        for name, arrived in block.arrived.items():
+        for name, classes in block.arrived.items():
             pool = shard.pools.setdefault(name, PoolJobs())
-            pool.arrived_jobs += arrived.jobs
-            pool.arrived_gpus += arrived.gpus
+            for job_class, arrived in classes.items():
+                _add(pool.arrived, job_class, arrived.jobs, arrived.gpus)
         for row in block.jobs.values():
             _count(shard, row, 1)
     return shard

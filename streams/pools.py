@@ -4,7 +4,7 @@ A partial replaces what its shard said before and is never added to it, and shar
 the order of their names: whatever the order of arrival, the same partials give the same bytes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 import msgspec
@@ -13,7 +13,7 @@ from gpuloop.schemas.component import Output, State
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import Partial, PoolState, ResourceSample, ServiceSample
 from gpuloop.schemas.messages.internal import Capacity, FeatureSum
-from gpuloop.schemas.messages.state import Feature, QueueState, ServiceState
+from gpuloop.schemas.messages.state import ClassState, Feature, QueueState, ServiceState
 from gpuloop.schemas.units import INT64_MAX
 from gpuloop.streams.frames import FEATURES
 from gpuloop.streams.horizon import REMEMBER_US
@@ -277,6 +277,7 @@ def merge(partials: Sequence[Partial], tick_us: int, *, reported: int, expected:
         shards_reported=reported,
         shards_expected=expected,
         demand_age_us=_demand_age_us(partials, tick_us),
+        classes=_classes(partials),
     )
 
 
@@ -322,8 +323,7 @@ def _queues(partials: Sequence[Partial]) -> tuple[QueueState, ...]:
 
     A class whose sum of times does not fit 64 bits has several entries, which readers add up.
     """
-    classes = sorted({queue.job_class for p in partials for queue in p.queues})
-    kept = set(classes if len(classes) <= MAX_QUEUES else classes[: MAX_QUEUES - 1])
+    kept = _kept({queue.job_class for p in partials for queue in p.queues})
     found: dict[str, list[QueueState]] = {}
     for queue in (queue for p in partials for queue in p.queues):
         name = queue.job_class if queue.job_class in kept else OTHER_CLASSES
@@ -336,6 +336,30 @@ def _queues(partials: Sequence[Partial]) -> tuple[QueueState, ...]:
     if len(told) > MAX_QUEUES:
         told[MAX_QUEUES - 1 :] = [_together(OTHER_CLASSES, told[MAX_QUEUES - 1 :])]
     return tuple(told)
+
+
+def _classes(partials: Sequence[Partial]) -> tuple[ClassState, ...]:
+    """Return the jobs by class; past `MAX_QUEUES` the last names are told as one."""
+    kept = _kept({one.job_class for p in partials for one in p.classes})
+    found: dict[str, list[ClassState]] = {}
+    for one in (one for p in partials for one in p.classes):
+        found.setdefault(one.job_class if one.job_class in kept else OTHER_CLASSES, []).append(one)
+    return tuple(
+        ClassState(
+            job_class=name,
+            running_jobs=sum(one.running_jobs for one in found[name]),
+            running_gpus=sum(one.running_gpus for one in found[name]),
+            arrived_jobs=sum(one.arrived_jobs for one in found[name]),
+            arrived_gpus=sum(one.arrived_gpus for one in found[name]),
+        )
+        for name in sorted(found)
+    )
+
+
+def _kept(classes: Set[str]) -> frozenset[str]:
+    """Return the classes that are told by name."""
+    named = sorted(classes)
+    return frozenset(named if len(named) <= MAX_QUEUES else named[: MAX_QUEUES - 1])
 
 
 def _together(name: str, queues: Sequence[QueueState]) -> QueueState:

@@ -17,6 +17,7 @@ from gpuloop.ops.cli import (
     access,
     audit,
     control,
+    features,
     learning,
     recording,
     schemas,
@@ -60,6 +61,7 @@ app.add_typer(schemas.app, name="schemas", rich_help_panel=RUN)
 app.add_typer(traces.app, name="traces", rich_help_panel=RUN)
 app.command(rich_help_panel=WATCH)(tail.tail)
 app.add_typer(audit.app, name="audit", rich_help_panel=WATCH)
+app.add_typer(features.app, name="features", rich_help_panel=WATCH)
 app.command(rich_help_panel=WATCH)(recording.record)
 app.command(rich_help_panel=WATCH)(recording.replay)
 app.add_typer(control.app, name="control", rich_help_panel=STEER)

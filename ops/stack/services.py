@@ -84,7 +84,7 @@ _TABLE: Final = (
     ),
     Service(
         name="forecaster",
-        description="demand to come, against a seasonal-naive rival",
+        description="demand to come, against a seasonal-naive rival; features of pools and classes",
         state="journal and snapshots",
         on_failure="loads its snapshot and follows the journal; decisions go on without forecasts",
         memory_mib=256,

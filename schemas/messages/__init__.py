@@ -4,7 +4,7 @@ from gpuloop.schemas.messages.actions import Approval, Command, Outcome, Proposa
 from gpuloop.schemas.messages.base import Message, StrictMessage, dataschema
 from gpuloop.schemas.messages.control import Control
 from gpuloop.schemas.messages.decisions import Decision
-from gpuloop.schemas.messages.insight import Anomaly, Cause, Forecast, Risk
+from gpuloop.schemas.messages.insight import Anomaly, Cause, FeatureVector, Forecast, Risk
 from gpuloop.schemas.messages.internal import Cut, Frame, Partial, Snapshot
 from gpuloop.schemas.messages.learning import PolicyVersion, Reward
 from gpuloop.schemas.messages.record import AuditCheckpoint, AuditRecord, DeadLetter
@@ -33,6 +33,7 @@ __all__ = [
     "DeadLetter",
     "Decision",
     "Fault",
+    "FeatureVector",
     "Forecast",
     "Frame",
     "GpuSample",

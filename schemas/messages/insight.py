@@ -79,6 +79,24 @@ class Forecast(Message, frozen=True, kw_only=True):
     samples: Count
 
 
+class FeatureVector(Message, frozen=True, kw_only=True):
+    """The features of a pool, or of one of its job classes, as they were known at `tick_us`.
+
+    `definitions` is the digest of the set of definitions that names the numbers, in order;
+    `gpuloop features list` tells them. `job_class` is empty for the pool itself. Null is not known.
+    """
+
+    TYPE: ClassVar[str] = "insight.features"
+
+    pool: Name
+    job_class: Annotated[str, Meta(max_length=200)] = ""
+    tick_us: TimeUs
+    definitions: Digest
+    values: Annotated[tuple[float | None, ...], Meta(max_length=1024)]
+    ages_us: Annotated[tuple[DurationUs, ...], Meta(max_length=1024)]
+    quality: Annotated[tuple[Ratio, ...], Meta(max_length=1024)]
+
+
 class Risk(Message, frozen=True, kw_only=True):
     """The chance that a node fails within a horizon, beside the base rate it must beat."""
 

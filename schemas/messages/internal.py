@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from msgspec import Meta
 
 from gpuloop.schemas.messages.base import Message, Part
-from gpuloop.schemas.messages.state import QueueState, ServiceState
+from gpuloop.schemas.messages.state import ClassState, QueueState, ServiceState
 from gpuloop.schemas.messages.telemetry import Tranche
 from gpuloop.schemas.units import Count, Digest, Name, Price, TimeUs, WallUs
 
@@ -97,6 +97,7 @@ class Partial(Message, frozen=True, kw_only=True):
     services: tuple[ServiceState, ...] = ()
     capacity: Capacity | None = None
     heard_us: TimeUs | None = None
+    classes: tuple[ClassState, ...] = ()
 
 
 class Segment(Part, frozen=True, kw_only=True):

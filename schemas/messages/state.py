@@ -80,6 +80,16 @@ class QueueState(Part, frozen=True, kw_only=True):
     submitted_sum_us: Count
 
 
+class ClassState(Part, frozen=True, kw_only=True):
+    """Jobs of one class: those that run, and those that have arrived since the start."""
+
+    job_class: Name
+    running_jobs: Count
+    running_gpus: Count
+    arrived_jobs: Count
+    arrived_gpus: Count
+
+
 class ServiceState(Part, frozen=True, kw_only=True):
     """The last window of one inference service."""
 
@@ -126,3 +136,4 @@ class PoolState(Message, frozen=True, kw_only=True):
     shards_reported: Count
     shards_expected: Count
     demand_age_us: DurationUs | None = None
+    classes: Annotated[tuple[ClassState, ...], Meta(max_length=64)] = ()

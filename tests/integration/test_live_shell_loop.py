@@ -11,20 +11,22 @@ from gpuloop.loop.evaluate.evaluator import Evaluator
 from gpuloop.loop.replay.player import replay
 from gpuloop.loop.replay.record import record
 from gpuloop.loop.replay.recording import Recording
+from gpuloop.loop.services.forecaster import Foresight
 from gpuloop.loop.services.keeper import lease
 from gpuloop.loop.services.twin_fleet import TwinFleet
-from gpuloop.loop.shells.fold import encode_outputs
+from gpuloop.loop.shells.broker import Partition
+from gpuloop.loop.shells.fold import encode_outputs, receive, source_of
 from gpuloop.loop.shells.live import LiveConfig, LiveShell
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.loop.shells.store import Store
 from gpuloop.loop.shells.transactional import TransactionalShell, WorldConfig
 from gpuloop.reasoning.causes import Causes
-from gpuloop.reasoning.forecast import Forecaster
 from gpuloop.schemas.codec import decode
 from gpuloop.schemas.component import Component, Output
 from gpuloop.schemas.messages import Control, Outcome
 from gpuloop.schemas.messages.control import SetMode, scope
 from gpuloop.schemas.units import MINUTE_US, SECOND_US
+from gpuloop.streams.features.fold import over
 from gpuloop.streams.observe import Observe
 from gpuloop.twin.config import TwinConfig
 
@@ -37,7 +39,7 @@ MINUTES = 90
 def components() -> dict[str, Component[Any]]:
     found: list[Component[Any]] = [
         Observe(FLEET),
-        Forecaster(FLEET),
+        Foresight(FLEET),
         Causes(FLEET),
         Decider(FLEET),
         Evaluator(),
@@ -157,3 +159,16 @@ def test_a_component_replays_to_the_same_bytes(played: tuple[Loop, Recording], n
     assert report.cuts >= MINUTES
     if name != "causes":  # On a quiet day it has nothing to say.
         assert report.equal >= MINUTES
+
+
+def test_features_computed_offline_equal_those_told_online(
+    played: tuple[Loop, Recording],
+) -> None:
+    loop, recording = played
+    states = [receive(r, FLEET) for r in recording.records(Partition("state.pools", 0))]
+    offline = encode_outputs(list(over(states)), source_of(FLEET, Foresight.name))
+    online = loop.broker.logs[Partition("insight.features", 0)]
+    assert len(online) > 3 * MINUTES
+    told = {record.header("ce_id"): (record.key, record.value) for record in online}
+    made = {dict(e.headers)["ce_id"].decode(): (e.key, e.value) for e in offline}
+    assert list(made.items()) == list(told.items())

@@ -37,6 +37,11 @@ def absorb(shard: JobShard, *events: JobEvent) -> list[JobChange]:
     return [jobs.absorb(shard, e, f"id-{e.job}-{e.boot}-{e.seq}") for e in events]
 
 
+def restored(shard: JobShard) -> JobShard:
+    rows = {jobs.row_key(0, number): jobs.row_of(shard, number) for number in range(jobs.BLOCKS)}
+    return jobs.shard_from(rows, 0)
+
+
 def state(shard: JobShard, job: str = "j1") -> JobState:
     return jobs.state_of(shard.blocks[jobs.block_of(job)].jobs[job])
 
@@ -88,7 +93,7 @@ def test_a_duplicate_changes_nothing_and_says_so() -> None:
     first, second = absorb(shard, LIFE[0], LIFE[0])
     assert first.output is not None
     assert (second.output, second.block, second.dropped) == (None, None, "duplicate")
-    assert shard.pools["h100"].arrived_jobs == 1
+    assert shard.pools["h100"].arrived["train"].jobs == 1
 
 
 def test_partials_count_queues_by_class_running_jobs_and_arrivals() -> None:
@@ -115,6 +120,23 @@ def test_partials_count_queues_by_class_running_jobs_and_arrivals() -> None:
     assert (a100.arrived_jobs, a100.queues, a100.running_jobs) == (1, (), 0)
 
 
+def test_partials_tell_what_runs_and_what_arrived_of_each_class() -> None:
+    shard = JobShard()
+    absorb(
+        shard,
+        event("submitted", 1, job="a", gpus=2, job_class="eval"),
+        event("submitted", 2, job="b"),
+        event("started", 3, job="b"),
+        event("submitted", 4, job="c"),
+        event("started", 5, job="c"),
+        event("finished", 6, job="c"),
+    )
+    expected = [("eval", 0, 0, 1, 2), ("train", 1, 8, 2, 16)]
+    for known in (shard, restored(shard)):
+        (pool,) = jobs.partials(known, "local", "jobs/0", T0)
+        assert [msgspec.structs.astuple(one) for one in pool.classes] == expected
+
+
 def test_ended_jobs_leave_after_an_hour_and_their_late_events_stay_out() -> None:
     shard = JobShard()
     absorb(shard, event("submitted", 1), event("finished", 2))
@@ -124,7 +146,7 @@ def test_ended_jobs_leave_after_an_hour_and_their_late_events_stay_out() -> None
     assert set(shard.blocks[jobs.block_of("j1")].jobs) == {neighbour}
     (late,) = absorb(shard, event("started", 1))
     assert late.dropped == "late"
-    assert shard.pools["h100"].arrived_jobs == 2
+    assert shard.pools["h100"].arrived["train"].jobs == 2
 
 
 def test_a_shard_survives_its_rows() -> None:

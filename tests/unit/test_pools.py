@@ -11,7 +11,7 @@ from gpuloop.schemas.messages import (
     ServiceSample,
 )
 from gpuloop.schemas.messages.internal import Capacity, FeatureSum
-from gpuloop.schemas.messages.state import QueueState, ServiceState
+from gpuloop.schemas.messages.state import ClassState, QueueState, ServiceState
 from gpuloop.schemas.messages.telemetry import Tranche
 from gpuloop.schemas.units import INT64_MAX
 from gpuloop.streams import jobs, pools
@@ -89,6 +89,25 @@ def test_queues_past_the_limit_share_one() -> None:
     assert sum(queue.jobs for queue in queues) == 100
     assert queues[-1].job_class == "other"
     assert queues[-1].oldest_submitted_us == 63
+
+
+def test_classes_add_up_over_shards_and_past_the_limit_share_one() -> None:
+    def jobs_of(name: str) -> ClassState:
+        return ClassState(
+            job_class=name, running_jobs=1, running_gpus=8, arrived_jobs=2, arrived_gpus=16
+        )
+
+    both = merged(
+        partial("jobs/0", classes=(jobs_of("eval"), jobs_of("train"))),
+        partial("jobs/1", classes=(jobs_of("train"),)),
+    )
+    assert [(c.job_class, c.running_gpus, c.arrived_jobs) for c in both.classes] == [
+        ("eval", 8, 2),
+        ("train", 16, 4),
+    ]
+    many = merged(partial("jobs/0", classes=tuple(jobs_of(f"c{n:03}") for n in range(100))))
+    assert len(many.classes) == pools.MAX_QUEUES
+    assert sum(one.running_jobs for one in many.classes) == 100
 
 
 def test_a_long_queue_can_still_be_read_and_its_waiting_is_exact() -> None:

@@ -72,7 +72,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 60.0
     seed: Annotated[Count, _about("root of all random draws")] = 0
     postgres_dsn: Annotated[str, _about("PostgreSQL or TimescaleDB; empty: none")] = ""
+    postgres_password_file: Annotated[
+        Path | None, _about("file with the password for it; unset: as the connection string says")
+    ] = None
     clickhouse_url: Annotated[str, _about("a ClickHouse server; empty: the embedded engine")] = ""
+    clickhouse_user: Annotated[Name, _about("who signs in there")] = "gpuloop"
+    clickhouse_password_file: Annotated[
+        Path | None, _about("file with the password for it; unset: none")
+    ] = None
+    history_days: Annotated[
+        float, Meta(gt=0), _about("days of fleet time that metrics stay in PostgreSQL")
+    ] = 14.0
+    analysis_days: Annotated[
+        float, Meta(gt=0), _about("days of fleet time that decisions stay in ClickHouse")
+    ] = 90.0
     trusted_keys: Annotated[
         tuple[str, ...],
         _about("Ed25519 public keys (hex or @FILE, commas between) whose policies are loaded"),

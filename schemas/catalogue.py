@@ -51,6 +51,8 @@ class Topic:
 
 
 WORLD: Final = ("twin", "collector")
+HISTORY: Final = "sink-timescale"
+ANALYSIS: Final = "sink-clickhouse"
 _JOURNALED: Final = ("decider", "evaluator", "forecaster", "causes")
 
 
@@ -97,7 +99,8 @@ _TOPICS: Final = (
     ),
     _topic(
         "telemetry.services", "service", m.ServiceSample,
-        by=WORLD, to=("observe", "evaluator"), description="Load and latency of inference.",
+        by=WORLD, to=("observe", "evaluator", HISTORY),
+        description="Load and latency of inference.",
     ),
     _topic(
         "telemetry.resources", "resource", m.ResourceSample,
@@ -119,11 +122,12 @@ _TOPICS: Final = (
     ),
     _topic(
         "market.offers", "provider/region/gpu", m.Offer,
-        by=WORLD, to=("decider", "evaluator"), description="Prices of capacity upstream.",
+        by=WORLD, to=("decider", "evaluator", HISTORY), description="Prices of capacity upstream.",
     ),
     _topic(
         "state.nodes", "node", m.NodeState, compacted=True, partitions=SHARDS,
-        by=("observe",), to=("causes", "console"), description="The current belief about nodes.",
+        by=("observe",), to=("causes", "console", HISTORY),
+        description="The current belief about nodes.",
     ),
     _topic(
         "state.jobs", "job", m.JobState, compacted=True, partitions=SHARDS,
@@ -131,20 +135,21 @@ _TOPICS: Final = (
     ),
     _topic(
         "state.pools", "pool", m.PoolState, compacted=True,
-        by=("observe",), to=("decider", "forecaster", "causes"),
+        by=("observe",), to=("decider", "forecaster", "causes", HISTORY, ANALYSIS),
         description="The current belief about pools, once per tick.",
     ),
     _topic(
         "insight.anomalies", "subject", m.Anomaly,
-        by=("causes",), to=("people",), description="Departures from a subject's own past.",
+        by=("causes",), to=("people", ANALYSIS),
+        description="Departures from a subject's own past.",
     ),
     _topic(
         "insight.causes", "subject", m.Cause,
-        by=("causes",), to=("decider",), description="Why a symptom happened.",
+        by=("causes",), to=("decider", ANALYSIS), description="Why a symptom happened.",
     ),
     _topic(
         "insight.forecasts", "pool", m.Forecast,
-        by=("forecaster",), to=("decider",), description="Demand to come, as quantiles.",
+        by=("forecaster",), to=("decider", ANALYSIS), description="Demand to come, as quantiles.",
     ),
     _topic(
         "insight.features", "pool", m.FeatureVector, retention_ms=DAY_MS,
@@ -153,11 +158,11 @@ _TOPICS: Final = (
     ),
     _topic(
         "insight.risks", "subject", m.Risk,
-        by=("forecaster",), to=("people",), description="What may break.",
+        by=("forecaster",), to=("people", ANALYSIS), description="What may break.",
     ),
     _topic(
         "decisions", "pool", m.Decision, retention_ms=30 * DAY_MS,
-        by=("decider",), to=("evaluator", "learner", "auditor"),
+        by=("decider",), to=("evaluator", "learner", "auditor", ANALYSIS),
         description="Everything needed to judge a decision later.",
     ),
     _topic(
@@ -172,19 +177,20 @@ _TOPICS: Final = (
     *(
         _topic(
             f"actions.{actuator}", "target", m.Command, retention_ms=30 * DAY_MS,
-            by=("decider",), to=("executor", "auditor"),
+            by=("decider",), to=("executor", "auditor", ANALYSIS),
             description=f"Executable {actuator} commands, and nothing else.",
         )
         for actuator in ACTUATORS
     ),
     _topic(
         "actions.outcomes", "target", m.Outcome, retention_ms=30 * DAY_MS,
-        by=("executor",), to=("decider", "evaluator", "auditor"),
+        by=("executor",), to=("decider", "evaluator", "auditor", ANALYSIS),
         description="What became of each command.",
     ),
     _topic(
         "rewards", "pool", m.Reward, retention_ms=30 * DAY_MS,
-        by=("evaluator",), to=("learner", "auditor"), description="Credit for each decision.",
+        by=("evaluator",), to=("learner", "auditor", ANALYSIS),
+        description="Credit for each decision.",
     ),
     _topic(
         "policies", "id", m.PolicyVersion, compacted=True,
@@ -202,11 +208,12 @@ _TOPICS: Final = (
     ),
     _topic(
         "audit", "source partition", m.AuditRecord, m.AuditCheckpoint, retention_ms=FOREVER_MS,
-        by=("auditor",), to=("people",), description="The hash-chained record.",
+        by=("auditor",), to=("people", ANALYSIS), description="The hash-chained record.",
     ),
     _topic(
         "deadletters", "source topic", m.DeadLetter, retention_ms=30 * DAY_MS,
-        by=("framer", "observe", *_JOURNALED, "executor", "learner", "auditor"), to=("people",),
+        by=("framer", "observe", *_JOURNALED, "executor", "learner", "auditor",
+            HISTORY, ANALYSIS), to=("people",),
         description="Input that could not be understood, whole.",
     ),
     _topic(

@@ -9,14 +9,16 @@ any of them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import msgspec
-import numpy as np
 
 from gpuloop.schemas.identity import sha256_of
 from gpuloop.schemas.messages import Message
 from gpuloop.schemas.units import TimeUs
+
+if TYPE_CHECKING:  # Who draws nothing does without it, and without its 20 MB.
+    import numpy as np
 
 
 class State(msgspec.Struct, kw_only=True):
@@ -75,8 +77,10 @@ class Context:
     seed: int
     run: str = ""
 
-    def rng(self, *key: str | int) -> np.random.Generator:
+    def rng(self, *key: str | int) -> "np.random.Generator":
         """Return the generator of `key`: the same key gives the same draws, in any order."""
+        import numpy as np
+
         digest = sha256_of(str(self.seed), *(str(part) for part in key))
         return np.random.Generator(np.random.Philox(key=int(digest[:32], 16)))
 

@@ -24,6 +24,8 @@ SERVICES: Final = (
     "keeper",
     "collector",
     "clickhouse",
+    "sink-timescale",
+    "sink-clickhouse",
 )
 
 
@@ -39,7 +41,7 @@ def run(arguments: list[str]) -> int:
         print(f"gpuloop {name}: {error}", file=sys.stderr)
         return 2
     configure_logging(name, settings.log_level)
-    import_module(f"gpuloop.loop.services.{name}").main(settings)
+    import_module(f"gpuloop.loop.services.{name.replace('-', '_')}").main(settings)
     return 0
 
 

@@ -1,20 +1,24 @@
 """The owner of the embedded ClickHouse engine: one process may open its folder, and this is it.
 
-Other processes of its owner ask at its health address: `POST /query` with `{"sql": "..."}` is
-answered with JSON lines, or with the engine's complaint as text under status 400. SQL can read and
-write files, so whoever asks shows the token that stands in a file of the owner's.
+Others ask at its health address as they would ask a server: `POST /` is so much of ClickHouse's own
+HTTP interface as its clients need, and `POST /query` with `{"sql": "..."}` is answered with JSON
+lines, or with the engine's complaint as text under status 400. SQL can read and write files, so
+whoever asks shows a token: drawn at each start and left in a file of the owner's, or, where a
+person gave a password file, that password, which other machines may show as well.
 """
 
 import os
+import re
 import secrets
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import clickhouse_connect
 import msgspec
-from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 
 from gpuloop.loop.services.health import Answer
 from gpuloop.loop.services.process import Process, serving
@@ -29,6 +33,20 @@ LIMITS: Final[dict[str, int]] = {
     "max_memory_usage": 512 * 1024 * 1024,
     "max_execution_time": 30,
 }
+
+
+_INSERT: Final = re.compile(
+    r"insert\s+into\s+(?P<table>\S+)\s*(?:\((?P<columns>[^)]*)\))\s*format\s+(?P<format>\w+)", re.I
+)
+_PASSED: Final = frozenset(
+    {
+        "insert_deduplicate",
+        "insert_deduplication_token",
+        "input_format_parallel_parsing",
+        "date_time_input_format",
+    }
+)
+"""Settings that a client may send along; the engine's limits are not among them."""
 
 
 class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,6 +87,48 @@ class Engine:
         with self._lock:
             return self._client.raw_query(sql, settings=LIMITS, fmt="JSONEachRow")
 
+    def insert(
+        self, table: str, columns: list[str], fmt: str, block: bytes, settings: dict[str, str]
+    ) -> None:
+        """Insert a block of rows.
+
+        Raises:
+            ClickHouseError: the engine refuses it.
+
+        """
+        with self._lock:
+            self._client.raw_insert(table, columns, block, settings={**LIMITS, **settings}, fmt=fmt)
+
+    def interface(self, asked: Mapping[str, str], body: bytes) -> Answer:
+        """Answer `POST /`: a statement in the body or the query, after an insert's its rows."""
+        statement = asked.get("query", "").encode()
+        text = statement + b"\n" + body if statement else body
+        head, _, block = text.partition(b"\n")
+        insert = _INSERT.fullmatch(head.decode("utf-8", "replace").strip())
+        settings = {name: asked[name] for name in asked.keys() & _PASSED}
+        try:
+            if insert is None:
+                with self._lock:
+                    rows = self._client.raw_query(text.decode(), settings={**LIMITS, **settings})
+            else:
+                columns = [name.strip(' `"') for name in (insert["columns"] or "").split(",")]
+                self.insert(insert["table"], columns, insert["format"], block, settings)
+                rows = b""
+        except (ClickHouseError, UnicodeDecodeError) as error:
+            code = error.code if isinstance(error, Error) else None
+            return Answer(
+                status=500,
+                content_type="text/plain",
+                body=str(error).encode(),
+                headers=(("X-ClickHouse-Exception-Code", str(code or 0)),),
+            )
+        return Answer(
+            status=200,
+            content_type="application/octet-stream",
+            body=rows,
+            headers=(("X-ClickHouse-Timezone", "UTC"), ("X-ClickHouse-Summary", "{}")),
+        )
+
     def answer(self, body: bytes) -> Answer:
         """Answer `POST /query`."""
         try:
@@ -80,13 +140,18 @@ class Engine:
 
 def main(settings: Settings) -> None:
     """Own the engine until asked to stop."""
+    given = settings.clickhouse_password_file
+    given = given if given is not None and given.exists() else None
+    token = given.read_text().strip() if given else new_token(settings.state_dir / ADMISSION)
     with (
         Engine(settings) as engine,
         serving(
             NAME,
             settings,
             routes={"/query": engine.answer},
-            token=new_token(settings.state_dir / ADMISSION),
+            token=token,
+            interface=engine.interface,
+            anywhere=given is not None,
         ) as process,
     ):
         probe(engine, process)

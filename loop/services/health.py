@@ -6,13 +6,15 @@
 import logging
 import sys
 import threading
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.message import Message
 from hmac import compare_digest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
@@ -85,12 +87,17 @@ class Answer:
     status: int
     content_type: str
     body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 Route = Callable[[bytes], Answer]
 """Answers the body of a POST; may be called from several threads at once."""
 
+Interface = Callable[[Mapping[str, str], bytes], Answer]
+"""Answers `POST /` with parameters in its query, in a protocol of other clients; like a route."""
+
 MAX_BODY_BYTES: Final = 1_000_000
+MAX_INTERFACE_BYTES: Final = 16_000_000
 _REFUSED: Final = Answer(status=404, content_type="text/plain", body=b"/health or /metrics\n")
 
 
@@ -100,7 +107,9 @@ class HealthServer:
     Routes answer JSON from this machine only, and only under a name of it: no web page can send
     JSON without being asked first, and one whose own name was pointed here is known by that name.
     Other users of this machine can reach the port as well, so a route asks for `token`, which its
-    owner keeps where only its own user can read it.
+    owner keeps where only its own user can read it. `anywhere` is for a token that a person gave
+    out: then other machines are answered too. An `interface` takes the token as a password as well,
+    in whatever a client calls its content; what carries a password was not sent by a web page.
     """
 
     def __init__(
@@ -111,10 +120,14 @@ class HealthServer:
         port: int,
         routes: Mapping[str, Route] | None = None,
         token: str = "",
+        interface: Interface | None = None,
+        anywhere: bool = False,
     ) -> None:
-        if routes and not token:
+        if (routes or interface) and not token:
             raise ValueError("a route needs a token")
-        self._server: Final = _Server((host, port), _handler(health, routes or {}, token))
+        gate = _Gate(token, anywhere)
+        handler = _handler(health, routes or {}, gate, interface)
+        self._server: Final = _Server((host, port), handler)
         self._thread: Final = threading.Thread(
             target=self._server.serve_forever, name="health", daemon=True
         )
@@ -151,8 +164,34 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """Who is answered beyond health and metrics."""
+
+    token: str
+    anywhere: bool
+
+    def lets(self, client: str, headers: Message, *, password: bool, limit: int) -> bool:
+        """Say whether a request comes from whom it may, with a body of at most `limit` bytes."""
+        given = headers.get("Authorization", "").encode()
+        shown = compare_digest(given, f"Bearer {self.token}".encode())
+        if password and given.startswith(b"Basic "):
+            shown = compare_digest(_password(given[6:]), self.token.encode())
+        near = ip_address(client).is_loopback and _is_loopback(headers.get("Host", ""))
+        length = headers.get("Content-Length", "")
+        counted = length.isascii() and length.isdecimal() and len(length) <= len(str(limit))
+        return shown and (near or self.anywhere) and counted and int(length) <= limit
+
+
+def _password(encoded: bytes) -> bytes:
+    try:
+        return b64decode(encoded, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
+
+
 def _handler(
-    health: Health, routes: Mapping[str, Route], token: str
+    health: Health, routes: Mapping[str, Route], gate: _Gate, interface: Interface | None
 ) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10.0
@@ -171,30 +210,28 @@ def _handler(
                     self._send(_REFUSED)
 
         def do_POST(self) -> None:
-            route = routes.get(self.path)
-            length = self.headers.get("Content-Length", "")
-            allowed = (
-                route is not None
-                and compare_digest(
-                    self.headers.get("Authorization", "").encode(), f"Bearer {token}".encode()
-                )
-                and ip_address(self.client_address[0]).is_loopback
-                and _is_loopback(self.headers.get("Host", ""))
-                and self.headers.get_content_type() == "application/json"
-                and length.isascii()
-                and length.isdecimal()
-                and len(length) <= len(str(MAX_BODY_BYTES))
-                and int(length) <= MAX_BODY_BYTES
-            )
-            if route is None or not allowed:
+            path, _, query = self.path.partition("?")
+            route, client = routes.get(self.path), self.client_address[0]
+            if route is not None:
+                plain = self.headers.get_content_type() == "application/json"
+                known = gate.lets(client, self.headers, password=False, limit=MAX_BODY_BYTES)
+                self._send(route(self._body()) if plain and known else _REFUSED)
+            elif interface is not None and path == "/":
+                known = gate.lets(client, self.headers, password=True, limit=MAX_INTERFACE_BYTES)
+                asked = dict(parse_qsl(query, keep_blank_values=True))
+                self._send(interface(asked, self._body()) if known else _REFUSED)
+            else:
                 self._send(_REFUSED)
-                return
-            self._send(route(self.rfile.read(int(length))))
+
+        def _body(self) -> bytes:
+            return self.rfile.read(int(self.headers["Content-Length"]))
 
         def _send(self, answer: Answer) -> None:
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)
             self.send_header("Content-Length", str(len(answer.body)))
+            for name, value in answer.headers:
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(answer.body)
 

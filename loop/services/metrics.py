@@ -46,6 +46,18 @@ COLLECT_BUFFERED = Gauge(
 )
 ANALYSES = _counter("analyses_total", "Questions to the deep causal tier.", "result")
 REANCHORED = _counter("clock_reanchored_total", "Times the world fell behind its clock.")
+SINK_ROWS = _counter("sink_rows_total", "Rows that a sink made durable.", "component", "table")
+SINK_BATCHES = _counter("sink_batches_total", "Batches that a sink made durable.", "component")
+SINK_RETRIES = _counter("sink_retries_total", "Times a sink's store was away.", "component")
+SINK_LAG = Gauge(
+    "gpuloop_sink_lag_records", "Records that wait for a sink.", ("component",), registry=REGISTRY
+)
+SINK_OLDEST_AGE = Gauge(
+    "gpuloop_sink_oldest_unwritten_seconds",
+    "Age of the oldest record that a sink holds and could not write yet.",
+    ("component",),
+    registry=REGISTRY,
+)
 STEP_SECONDS = Histogram(
     "gpuloop_step_seconds",
     "Wall time of one cut, from records to acknowledged outputs.",

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from gpuloop.loop.services.health import Health, HealthServer, Route
+from gpuloop.loop.services.health import Health, HealthServer, Interface, Route
 from gpuloop.loop.services.repeats import Repeats
 from gpuloop.loop.settings import Settings, SettingsError
 from gpuloop.schemas.errors import Explained
@@ -41,10 +41,13 @@ def serving(
     *,
     routes: Mapping[str, Route] | None = None,
     token: str = "",
+    interface: Interface | None = None,
+    anywhere: bool = False,
 ) -> Iterator[Process]:
     """Set up logs, signals and health for service `name`, and take them down at the end.
 
-    `routes` are what the service answers itself, beside its health, to whoever has `token`.
+    `routes` and `interface` are what the service answers itself, beside its health, to whoever has
+    `token`; `anywhere` says that others than this machine may ask.
 
     Outside the main thread (as in tests) signals stay with whoever owns them.
     """
@@ -59,6 +62,8 @@ def serving(
         port=settings.http_port,
         routes=routes,
         token=token,
+        interface=interface,
+        anywhere=anywhere,
     )
     log = logging.getLogger(name)
     log.info("service started", extra={"http_port": server.port, "fleet": settings.fleet})

@@ -25,6 +25,7 @@ from gpuloop.ops.stack.layout import Layout
 from gpuloop.ops.stack.ports import LOOPBACK, free_ports, requested
 from gpuloop.ops.stack.process import Program
 from gpuloop.ops.stack.services import SERVICES, Service
+from gpuloop.ops.stack.stores import Stores
 from gpuloop.ops.stack.topics import Admin, wanted
 from gpuloop.ops.stack.unit import Answer, Unit
 
@@ -89,11 +90,19 @@ def chosen(options: Options) -> tuple[Service, ...]:
         if name not in known:
             raise StackError(f"no service {name}; there are {', '.join(sorted(known))}")
     given = bool(options.settings.clickhouse_url)
+    there = {
+        "sink-timescale": bool(options.settings.postgres_dsn) or _wants(options, "postgres"),
+        "sink-clickhouse": given or _wants(options, "clickhouse"),
+    }
+    for name, found in there.items():
+        if name in options.only and not found:
+            raise StackError(f"{name} has nothing to write to: name its store as well")
     return tuple(
         service
         for service in SERVICES.values()
         if (service.name in options.only if options.only else service.profile != "gpu")
         and service.name not in options.without
+        and there.get(service.name, True)
         and not (service.name == "clickhouse" and given)
     )
 
@@ -116,10 +125,12 @@ def assemble(options: Options, classpath: Sequence[Path]) -> LocalStack:
         if options.kafka_port is not None:
             port = requested(options.kafka_port, purpose="Kafka")
         settings = msgspec.structs.replace(settings, bootstrap_servers=f"{LOOPBACK}:{port}")
+    to = Stores(postgres_dsn=settings.postgres_dsn, clickhouse_url=settings.clickhouse_url)
     server = None
     if not settings.postgres_dsn and _wants(options, "postgres"):
         server, server_port = postgres.locate(options.root), next(ports)
         settings = msgspec.structs.replace(settings, postgres_dsn=server.dsn(server_port))
+        to.own(server, server_port, options.root)
     http = {service.name: next(ports) for service in services}
     settings = msgspec.structs.replace(
         settings,
@@ -141,13 +152,11 @@ def assemble(options: Options, classpath: Sequence[Path]) -> LocalStack:
         dsn = settings.postgres_dsn
         stack.units.append(Unit(name="postgres", prepare=lambda: postgres.describe(dsn)))
     stack.units.append(_topics_unit(stack, own_kafka=own_kafka))
-    urls = settings.clickhouse_url
     if "clickhouse" in http:
-        urls = f"http://{LOOPBACK}:{http['clickhouse']}"
-    stack.settings = msgspec.structs.replace(settings, clickhouse_url=urls)
+        to.embedded(http["clickhouse"], options.root)
+    stack.settings = msgspec.structs.replace(settings, clickhouse_url=to.clickhouse_url)
     for service in services:
-        own = settings if service.name == "clickhouse" else stack.settings
-        stack.units.append(_service_unit(service, own, http[service.name]))
+        stack.units.append(_service_unit(service, settings, http[service.name], to))
     return stack
 
 
@@ -230,8 +239,8 @@ def _postgres_unit(server: postgres.Postgres, port: int, dsn: str) -> Unit:
     )
 
 
-def _service_unit(service: Service, settings: Settings, port: int) -> Unit:
-    own = msgspec.structs.replace(settings, http_port=port)
+def _service_unit(service: Service, settings: Settings, port: int, to: Stores) -> Unit:
+    own = msgspec.structs.replace(to.settings(service.name, settings), http_port=port)
     # What the person's environment says about other libraries goes along; ours is exactly this.
     environment = {k: v for k, v in _ENVIRONMENT.items() if k not in os.environ}
     program = Program(
@@ -246,9 +255,12 @@ def _service_unit(service: Service, settings: Settings, port: int) -> Unit:
     needs = service.needs or ("kafka",)
     if service.reads and service.name != "twin":
         needs = (*needs, "twin")
+    if service.name in to.waits:
+        needs = (*needs, to.waits[service.name])
     return Unit(
         name=service.name,
         needs=needs,
+        prepare=lambda: to.prepare(service.name),
         program=lambda: program,
         probe=lambda: ask(port, loop_seconds=service.loop_seconds),
         port=port,

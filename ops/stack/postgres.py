@@ -159,8 +159,12 @@ def describe(dsn: str) -> str:
 
 
 def _password(root: Path) -> str:
-    """Return the superuser's password, drawn once: loopback is shared by all users."""
-    path = root / "postgres.password"
+    """Return the superuser's password: loopback is shared by all users."""
+    return secret(root / "postgres.password")
+
+
+def secret(path: Path) -> str:
+    """Return the secret in a file that only its owner can read, drawn once."""
     if not path.exists():
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

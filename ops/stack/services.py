@@ -20,7 +20,8 @@ class Service:
     `roles` the names under which the catalogue lists it, `memory_mib` its limit in a container.
     A service with a `niceness` yields the processor to those that act. `profile` is empty for what
     always runs; `local` marks what only a stack without a server of that kind runs, `gpu` what
-    only a machine with GPUs of its own, or a fleet of them to ask, has a use for. Its loop says
+    only a machine with GPUs of its own, or a fleet of them to ask, has a use for, `sinks` what runs
+    where there is a store to write to. Its loop says
     something within `loop_seconds` or is stuck; None where it may be silent: it trains for long,
     only serves, or watches itself.
     """
@@ -36,7 +37,7 @@ class Service:
     memory_mib: int
     niceness: int = 0
     loop_seconds: float | None = 300.0
-    profile: Literal["", "local", "gpu"] = ""
+    profile: Literal["", "local", "gpu", "sinks"] = ""
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -161,6 +162,26 @@ _TABLE: Final = (
         niceness=5,
         loop_seconds=None,
         profile="local",
+    ),
+    Service(
+        name="sink-timescale",
+        description="keeps the history of metrics in PostgreSQL or TimescaleDB",
+        extra="stores",
+        state="rows and positions in the database, in one transaction",
+        on_failure="goes on at the positions in the database; the loop does not notice",
+        memory_mib=192,
+        niceness=5,
+        profile="sinks",
+    ),
+    Service(
+        name="sink-clickhouse",
+        description="keeps decisions, actions, outcomes and rewards in ClickHouse",
+        extra="stores",
+        state="rows and the spans of batches in the server",
+        on_failure="repeats its last batch, which the server recognises; the loop does not notice",
+        memory_mib=192,
+        niceness=5,
+        profile="sinks",
     ),
 )
 

@@ -40,14 +40,17 @@ class Project:
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.folder / "before", ignore_errors=True)  # A recording of the last run.
         ports = {name: str(port) for name, port in zip(PORTS, _free_ports(), strict=True)}
-        profiles = {"kafka", "twin", "stores", "monitoring"}
+        profiles = {"kafka", "twin", "stores", "sinks", "monitoring"}
+        stores = {}
         if "clickhouse" in absent:
             profiles.add("local")
+            stores = {"GPULOOP_CLICKHOUSE_URL": "http://clickhouse-embedded:8080"}
         values = ports | {
             "COMPOSE_PROFILES": ",".join(sorted(profiles)),
             "ACCESS_DIR": str(self.access),
             "GPULOOP_SPEED": "60",
             "GPULOOP_START": "2017-10-16T08:00:00",
+            **stores,
         }
         example = (ROOT / ".env.example").read_text()
         for name, value in values.items():

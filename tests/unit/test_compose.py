@@ -11,6 +11,7 @@ import yaml
 from gpuloop.loop import settings
 from gpuloop.loop.services import metrics
 from gpuloop.ops.stack.services import SERVICES
+from gpuloop.ops.stack.stores import SINK
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -77,6 +78,29 @@ def test_nothing_waits_in_vain_for_what_a_profile_leaves_out() -> None:
             assert how.get("required", True) is (not theirs or theirs == mine), (name, other)
 
 
+def test_the_sinks_read_the_passwords_that_are_left_for_them_and_nothing_else_does() -> None:
+    *_, folder = ALL["stores"]["entrypoint"]
+    given = {
+        "sink-timescale": ("GPULOOP_POSTGRES_PASSWORD_FILE", "postgres"),
+        "sink-clickhouse": ("GPULOOP_CLICKHOUSE_PASSWORD_FILE", "clickhouse"),
+        "clickhouse": ("GPULOOP_CLICKHOUSE_PASSWORD_FILE", "clickhouse"),
+    }
+    for name, (variable, file) in given.items():
+        assert OURS[name]["environment"][variable] == f"{folder}/{file}"
+        assert f"stores:{folder}:ro" in OURS[name]["volumes"]
+    mounted = {
+        name
+        for name, body in ALL.items()
+        if any(one.startswith("stores:") for one in body.get("volumes", []))
+    }
+    assert mounted == {"stores", "sink-timescale", "sink-clickhouse", "clickhouse-embedded"}
+
+
+def test_the_sink_signs_in_with_the_role_that_is_made_for_it() -> None:
+    dsn = OURS["sink-timescale"]["environment"]["GPULOOP_POSTGRES_DSN"]
+    assert f":-postgresql://{SINK}@timescaledb:" in dsn
+
+
 def test_the_decider_trusts_the_key_that_is_made_for_the_learner() -> None:
     *_, private, public = ALL["keys"]["entrypoint"]
     assert "learner:/var/lib/gpuloop" in ALL["keys"]["volumes"]
@@ -105,7 +129,7 @@ def test_service_is_limited_to_the_memory_in_the_table(name: str) -> None:
     assert OURS[name]["mem_limit"] == f"{SERVICES[name].memory_mib}m"
 
 
-def test_only_the_world_and_the_stand_ins_for_servers_are_optional() -> None:
+def test_only_the_world_the_sinks_and_the_stand_ins_for_servers_are_optional() -> None:
     optional = {name: body["profiles"] for name, body in OURS.items() if "profiles" in body}
     others = {name: [service.profile] for name, service in SERVICES.items() if service.profile}
     assert optional == {"twin": ["twin"], **others}
@@ -116,11 +140,13 @@ def test_the_collector_is_given_devices_to_look_at_and_not_to_compute_on() -> No
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu", "utility"]}
 
 
-def test_prometheus_finds_the_collector_where_it_runs() -> None:
+def test_prometheus_finds_what_runs_in_a_profile_of_its_own() -> None:
     config = yaml.safe_load((ROOT / "ops" / "prometheus" / "prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
     found = [name for lookup in job["dns_sd_configs"] for name in lookup["names"]]
-    assert found == [name for name, service in SERVICES.items() if service.profile == "gpu"]
+    assert found == [
+        name for name, service in SERVICES.items() if service.profile in ("gpu", "sinks")
+    ]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -61,7 +61,7 @@ def starts(module: str, image: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(("name", "image"), IMAGES.items())
 def test_service_is_imported_with_the_packages_of_its_image(name: str, image: str) -> None:
-    done = starts(f"loop.services.{name}", image)
+    done = starts("loop.services." + name.replace("-", "_"), image)
     assert done.returncode == 0, done.stderr
 
 

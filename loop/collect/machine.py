@@ -102,11 +102,15 @@ class Machine:
         finally:
             self.close()
 
-    def sample(self, listener: Listener) -> list[Output]:
-        """Return a sample of the devices, with the edges that it shows."""
+    def sample(self, listener: Listener, *, detail: bool = False) -> list[Output]:
+        """Return a sample of the devices, with the edges that it shows.
+
+        It has `detail` when that is wanted, and every `DETAIL_EVERY_US`.
+        """
         now_us = self._monotonic_us()
         self._look_for_lost(now_us)
-        detail = self._detail_us is None or now_us - self._detail_us >= DETAIL_EVERY_US
+        due = self._detail_us is None or now_us - self._detail_us >= DETAIL_EVERY_US
+        detail = detail or due
         if detail:
             self._detail_us = now_us
         wall_us = self._wall_us()

@@ -1,9 +1,7 @@
 """The GPUs of this machine through NVML: what they say now, and the XIDs they raise.
 
-The only module that knows `pynvml`. A value that a device does not support is missing; a device
-that is lost has no values at all and is told as lost. MIG instances stand for themselves: what they
-share with their GPU (heat, clocks) is repeated, what adds up (power) is divided by compute slices,
-and counters stay with the first of them, so that sums over a node stay true.
+A value that a device does not support is missing; a device that is lost has no values at all and is
+told as lost. MIG instances stand for themselves.
 """
 
 import logging
@@ -19,6 +17,7 @@ from gpuloop.loop.collect.machine import DriverMissing, NoEvents
 from gpuloop.loop.collect.nvml_fields import DETAIL, OFTEN, Asked, number
 from gpuloop.loop.collect.nvml_profile import Profile
 from gpuloop.streams.collect.edges import XidEvent
+from gpuloop.streams.collect.partition import partitioned
 from gpuloop.streams.collect.readings import GpuReading
 
 P = ParamSpec("P")
@@ -27,20 +26,6 @@ Values = dict[str, float]
 
 log: Final = logging.getLogger(__name__)
 
-SHARED: Final = frozenset(
-    {
-        "temperature_celsius",
-        "sm_clock_mhz",
-        "throttle_reasons",
-        "memory_clock_mhz",
-        "memory_temperature_celsius",
-        "recovery_action",
-        "row_remap_pending",
-        "row_remap_failed",
-        "fabric_state",
-    }
-)
-DIVIDED: Final = frozenset({"power_watts", "power_limit_watts"})
 _LOST: Final = frozenset({nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED})
 _NO_DRIVER: Final = frozenset(
     {nvml.NVML_ERROR_LIBRARY_NOT_FOUND, nvml.NVML_ERROR_DRIVER_NOT_LOADED}
@@ -310,23 +295,20 @@ def _instances(device: Device) -> list[Any]:
 def _partitioned(
     device: Device, instances: Sequence[Any], values: Values, *, detail: bool
 ) -> list[GpuReading]:
-    slices = [_slices(one) for one in instances]
-    readings = []
-    for place, (handle, share) in enumerate(zip(instances, slices, strict=True)):
+    own, ids = [], []
+    for handle in instances:
+        number_of_it = _or_none(nvml.nvmlDeviceGetGpuInstanceId, handle)
         id_ = nvml.nvmlDeviceGetUUID(handle)
-        instance = _or_none(nvml.nvmlDeviceGetGpuInstanceId, handle)
-        own = {
-            name: value * share / sum(slices) if name in DIVIDED else value
-            for name, value in values.items()
-            if place == 0 or name in SHARED or name in DIVIDED
-        }
-        for name in ("utilisation", "memory_copy_utilisation"):
-            own.pop(name, None)  # Of the whole GPU, if at all: of no instance.
-        own |= _memory(handle, detail=detail)
-        if instance is not None:
-            own |= _profiled(device, id_, device.handle, instance)
-        readings.append(GpuReading(index=device.index, id=id_, model=device.model, values=own))
-    return readings
+        mine = _memory(handle, detail=detail)
+        if number_of_it is not None:
+            mine |= _profiled(device, id_, device.handle, number_of_it)
+        own.append(mine)
+        ids.append(id_)
+    shares = [_slices(one) for one in instances]
+    return [
+        GpuReading(index=device.index, id=id_, model=device.model, values=mine)
+        for id_, mine in zip(ids, partitioned(values, own, shares), strict=True)
+    ]
 
 
 def _slices(instance: Any) -> int:

@@ -14,14 +14,19 @@ from typing import Final
 
 import msgspec
 
+from gpuloop.loop.collect.exporters import Exporters
 from gpuloop.loop.collect.machine import Machine
+from gpuloop.loop.collect.prometheus import Server
 from gpuloop.loop.collect.source import Source
 from gpuloop.loop.services import metrics
+from gpuloop.loop.services.collector_clock import ClockThread
 from gpuloop.loop.services.process import Process, serving
 from gpuloop.loop.settings import Settings, SettingsError, plain
 from gpuloop.loop.shells.clock import monotonic_us, wall_us
 from gpuloop.loop.shells.fold import encode_outputs, source_of
-from gpuloop.loop.shells.outbox import KafkaSender, Outbox
+from gpuloop.loop.shells.kafka import KafkaBroker
+from gpuloop.loop.shells.outbox import IN_FLIGHT, KafkaSender, Outbox
+from gpuloop.loop.shells.wall_world import WallWorld
 from gpuloop.schemas.component import Output
 from gpuloop.schemas.units import SECOND_US
 from gpuloop.streams.collect.config import CollectConfig
@@ -44,10 +49,16 @@ def main(settings: Settings) -> None:
             settings.bootstrap_servers, prefix=settings.topic_prefix, config=settings.kafka_config
         ),
         capacity=settings.collect_buffer,
+        in_flight=min(IN_FLIGHT, settings.collect_buffer // 2),
     )
+    broker = KafkaBroker(
+        settings.bootstrap_servers, prefix=settings.topic_prefix, config=settings.kafka_config
+    )
+    candidate = f"{node_of(settings)}/{settings.replica}"
+    world = WallWorld(broker, settings.fleet, candidate, wall_us=wall_us, monotonic_us=monotonic_us)
     try:
         with serving(NAME, settings) as process:
-            collect(process, sources, outbox)
+            collect(process, sources, outbox, ClockThread(world, broker))
     finally:
         outbox.close()
 
@@ -63,6 +74,12 @@ def build(settings: Settings, *, boot: int) -> list[Source]:
     sources: list[Source] = []
     if config.with_nvml:
         sources.append(this_machine(settings, boot=boot))
+    if config.dcgm is not None:
+        sources.append(Exporters(config.dcgm, fleet=settings.fleet, boot=boot, wall_us=wall_us))
+    if config.prometheus is not None:
+        sources.append(Server(config.prometheus, fleet=settings.fleet, boot=boot, wall_us=wall_us))
+    if not sources:
+        raise SettingsError(f"{settings.collect}: nothing is named that could be observed")
     return sources
 
 
@@ -81,7 +98,7 @@ def this_machine(settings: Settings, *, boot: int) -> Machine:
         ) from None
     place = Place(
         fleet=settings.fleet,
-        node=settings.node or platform.node() or "localhost",
+        node=node_of(settings),
         pool=settings.pool,
         rack=settings.rack,
         billing=settings.billing,
@@ -94,6 +111,11 @@ def this_machine(settings: Settings, *, boot: int) -> Machine:
         wall_us=wall_us,
         monotonic_us=monotonic_us,
     )
+
+
+def node_of(settings: Settings) -> str:
+    """Return the name of this machine in its fleet."""
+    return settings.node or platform.node() or "localhost"
 
 
 def config_of(settings: Settings) -> CollectConfig:
@@ -114,14 +136,21 @@ def config_of(settings: Settings) -> CollectConfig:
 
 
 class Writer:
-    """Puts what sources say into the outbox, and counts what they could not."""
+    """Puts what sources say into the outbox, and counts what they could not.
 
-    def __init__(self, fleet: str, outbox: Outbox) -> None:
+    In a fleet that runs on another clock nothing of the present has a place; it is counted.
+    """
+
+    def __init__(self, fleet: str, outbox: Outbox, clock: ClockThread) -> None:
         self._source: Final = source_of(fleet, NAME)
         self._outbox: Final = outbox
+        self._clock: Final = clock
 
     def said(self, outputs: Sequence[Output]) -> None:
         """Take telemetry, in order."""
+        if self._clock.elsewhere is not None:
+            metrics.DROPPED.labels(NAME, "another clock").inc(len(outputs))
+            return
         self._outbox.offer(encode_outputs(outputs, self._source))
 
     def failed(self, source: str, reason: str, count: int = 1) -> None:
@@ -129,15 +158,18 @@ class Writer:
         metrics.COLLECT_FAILURES.labels(source, reason).inc(count)
 
 
-def collect(process: Process, sources: Sequence[Source], outbox: Outbox) -> None:
+def collect(
+    process: Process, sources: Sequence[Source], outbox: Outbox, clock: ClockThread
+) -> None:
     """Run the sources and write what they say; the end of any of them ends all.
 
     Raises:
         Explained: a source cannot be observed, or Kafka refuses what is written.
 
     """
-    writer = Writer(process.settings.fleet, outbox)
+    writer = Writer(process.settings.fleet, outbox, clock)
     ended = threading.Event()
+    clock.start()
     with ThreadPoolExecutor(max_workers=len(sources), thread_name_prefix="source") as threads:
         running: list[Future[None]] = [
             threads.submit(source.run, ended, writer) for source in sources
@@ -145,16 +177,20 @@ def collect(process: Process, sources: Sequence[Source], outbox: Outbox) -> None
         try:
             while not process.stop.is_set() and not any(one.done() for one in running):
                 outbox.pump(PUMP_SECONDS)
-                _tell(process, sources, outbox)
+                clock.check()
+                _tell(process, sources, outbox, clock.elsewhere)
         finally:
             ended.set()
+            clock.stop()
     for one in running:
         one.result()
     if left := outbox.drain(DRAIN_SECONDS):
         log.warning("telemetry is lost at the stop: Kafka did not take it", extra={"lost": left})
 
 
-def _tell(process: Process, sources: Sequence[Source], outbox: Outbox) -> None:
+def _tell(
+    process: Process, sources: Sequence[Source], outbox: Outbox, elsewhere: str | None
+) -> None:
     written, dropped = outbox.counted()
     for topic, count in written.items():
         metrics.OUTPUTS.labels(NAME, topic).inc(count)
@@ -162,7 +198,12 @@ def _tell(process: Process, sources: Sequence[Source], outbox: Outbox) -> None:
         metrics.DROPPED.labels(NAME, "full").inc(dropped)
     held = outbox.held
     metrics.COLLECT_BUFFERED.set(held)
-    if outbox.stalled_us() > STALLED_US:
+    if elsewhere is not None:
+        process.health.waiting(
+            f"fleet {process.settings.fleet} runs on {elsewhere}; real machines need a fleet of"
+            " their own (GPULOOP_FLEET) or other topics (GPULOOP_TOPIC_PREFIX)"
+        )
+    elif outbox.stalled_us() > STALLED_US:
         process.health.waiting(f"Kafka does not answer; {held} records wait")
     else:
         process.health.progress(f"observing by {', '.join(source.name for source in sources)}")

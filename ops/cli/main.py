@@ -12,10 +12,10 @@ import typer
 from typer._click.exceptions import NoArgsIsHelpError, UsageError
 
 from gpuloop.loop.settings import SettingsError
-from gpuloop.loop.shells.broker import BrokerError
 from gpuloop.ops.cli import (
     access,
     audit,
+    collect,
     control,
     features,
     learning,
@@ -28,6 +28,7 @@ from gpuloop.ops.cli import (
     train,
 )
 from gpuloop.ops.stack.errors import StackError
+from gpuloop.schemas.errors import Explained
 
 app: Final = typer.Typer(
     name="gpuloop",
@@ -55,6 +56,7 @@ app.command(rich_help_panel=RUN)(stack.up)
 app.command(rich_help_panel=RUN)(stack.down)
 app.command(rich_help_panel=RUN)(stack.status)
 app.command(rich_help_panel=RUN)(stack.logs)
+app.command(rich_help_panel=RUN)(collect.collect)
 app.add_typer(topics.app, name="topics", rich_help_panel=RUN)
 app.add_typer(access.app, name="access", rich_help_panel=RUN)
 app.add_typer(schemas.app, name="schemas", rich_help_panel=RUN)
@@ -77,7 +79,7 @@ def main() -> int:
         ended = app(standalone_mode=False)
     except UsageError as error:
         return _misused(error)
-    except (StackError, SettingsError, BrokerError, msgspec.ValidationError, OSError) as error:
+    except (StackError, SettingsError, Explained, msgspec.ValidationError, OSError) as error:
         print(f"gpuloop: {_told(error)}", file=sys.stderr)
         return 1
     return ended if isinstance(ended, int) else 0

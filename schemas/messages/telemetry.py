@@ -50,7 +50,7 @@ GPU_ARRAYS: tuple[str, ...] = (
 )
 
 
-class GpuDetail(Part, frozen=True, kw_only=True):
+class GpuDetail(Part, frozen=True, kw_only=True, omit_defaults=True):
     """What is read more rarely than a sample, for diagnosis and for the trend of a device.
 
     Arrays are as in the sample that carries it. Counters end in what they count and never fall but

@@ -14,6 +14,7 @@ from gpuloop.schemas.units import Name
 
 MAX_TARGETS: Final = 4096
 
+Timeout = Annotated[float, Meta(gt=0, le=8, description="less than a stop may take")]
 Seconds = Annotated[float, Meta(ge=1, le=3600)]
 Url = Annotated[str, Meta(pattern=r"^https?://\S+$", max_length=2000)]
 Query = Annotated[str, Meta(min_length=1, max_length=8000)]
@@ -34,7 +35,7 @@ class Dcgm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     targets: Annotated[tuple[Exporter, ...], Meta(min_length=1, max_length=MAX_TARGETS)]
     every_seconds: Seconds = 30.0
-    timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 5.0
+    timeout_seconds: Timeout = 5.0
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,7 +61,8 @@ class Jobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     `running` answers the GPUs that a job holds, one series per job, or per job and `node`.
     `queued` answers the GPUs that a waiting job asks for. `failed`, where given, names jobs that
-    ended badly. `gpu_seconds_done`, where given, is useful work kept so far, one series per job.
+    ended badly. `gpu_seconds_done`, where given, is useful work kept so far, one series per job;
+    else it is what the job held its GPUs for while it was watched.
     """
 
     running: Query
@@ -70,14 +72,17 @@ class Jobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Prometheus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A server with the HTTP API of Prometheus (Prometheus, Thanos, Mimir, VictoriaMetrics)."""
+    """A server with the HTTP API of Prometheus (Prometheus, Thanos, Mimir, VictoriaMetrics).
+
+    `token_file` holds a bearer token, read before each round, for a server that asks for one.
+    """
 
     url: Url
     services: Services | None = None
     jobs: Jobs | None = None
     every_seconds: Seconds = 30.0
-    timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 10.0
-    bearer_token_file: str = ""
+    timeout_seconds: Timeout = 8.0
+    token_file: str = ""
 
 
 class CollectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -129,6 +129,8 @@ class Outbox:
         with self._lock:
             for record in records:
                 line = self._urgent if record.topic in URGENT else self._samples
+                if len(line) == line.maxlen:
+                    self._hand_over()  # Nothing gives way while there is room further on.
                 self._dropped += len(line) == line.maxlen
                 line.append(record)
             self._hand_over()

@@ -125,3 +125,14 @@ def test_what_cannot_be_written_in_time_at_a_stop_is_counted(
     broker.away = True
     outbox.offer([record(1), record(2)])
     assert outbox.drain(0) == 2
+
+
+def test_nothing_gives_way_while_acknowledgements_have_made_room(
+    broker: Broker, outbox: Outbox
+) -> None:
+    broker.away = True
+    outbox.offer([record(number) for number in range(14)])
+    broker.away = False
+    broker.poll(0)
+    outbox.offer([record(14)])
+    assert outbox.counted()[1] == 0

@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parent / "nvml" / "fake_nvml.c"
 NAME = "libnvidia-ml.so.1"
 HEALTHY = {
     "temperature": 54, "power": 350_000, "limit": 700_000, "sm_clock": 1755, "memory_clock": 2619,
-    "reasons": 4, "utilisation": 93, "memory_utilisation": 40,
+    "reasons": 4, "mig": 0, "utilisation": 93, "memory_utilisation": 40,
     "memory_total": 80 << 30, "memory_used": 20 << 30,
     "field.3": 7, "field.4": 0, "field.82": 61, "field.83": 5_000_000_000_000, "field.230": 0,
     "profiled": 1, "gpm.1": 95, "gpm.2": 88, "gpm.3": 40, "gpm.5": 61, "gpm.10": 35,

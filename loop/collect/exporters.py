@@ -27,6 +27,7 @@ class Exporters:
     name = "dcgm"
 
     def __init__(self, config: Dcgm, *, fleet: str, boot: int, wall_us: Callable[[], int]) -> None:
+        self.every_us = round(config.every_seconds * SECOND_US)
         self._config: Final = config
         self._fleet: Final = fleet
         self._boot: Final = boot
@@ -36,7 +37,7 @@ class Exporters:
 
     def run(self, stop: threading.Event, listener: Listener) -> None:
         """Scrape every target at once and then on every beat, until `stop`."""
-        pace = Pace(round(self._config.every_seconds * SECOND_US))
+        pace = Pace(self.every_us)
         workers = min(AT_ONCE, len(self._config.targets))
         with ThreadPoolExecutor(workers, thread_name_prefix="dcgm") as threads:
             while True:

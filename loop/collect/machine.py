@@ -67,7 +67,7 @@ class Machine:
         self._devices: Final = devices
         self._place: Final = place
         self._boot: Final = boot
-        self._every_us: Final = every_us
+        self.every_us = every_us
         self._wall_us: Final = wall_us
         self._monotonic_us: Final = monotonic_us
         self._edges: Final = Edges(place, boot)
@@ -97,7 +97,7 @@ class Machine:
             while not stop.is_set():
                 listener.said(self.sample(listener))
                 late_us = self._monotonic_us() - due_us
-                due_us += self._every_us * (1 + max(late_us, 0) // self._every_us)
+                due_us += self.every_us * (1 + max(late_us, 0) // self.every_us)
                 self._heed_events(due_us, stop, listener)
         finally:
             self.close()

@@ -265,15 +265,19 @@ def _memory(handle: Any, *, detail: bool) -> Values:
 
 
 def _profiled(device: Device, key: str, handle: Any, instance: int | None) -> Values:
-    """Return what profiling counted since the last reading; Hopper and later have it in NVML."""
+    """Return what profiling counted since the last reading, at the first nothing yet.
+
+    NVML has it for Hopper and later.
+    """
     if "profile" in device.unsupported:
         return {}
     if key not in device.profiles:
         profile = _supported(device, "profile", lambda: Profile(handle, instance))
         if profile is None:
             device.unsupported.add("profile")
-            return {}
-        device.profiles[key] = profile
+        else:
+            device.profiles[key] = profile
+        return {}
     return _or_none(device.profiles[key].read) or {}
 
 

@@ -39,6 +39,7 @@ class Server:
     def __init__(
         self, config: Prometheus, *, fleet: str, boot: int, wall_us: Callable[[], int]
     ) -> None:
+        self.every_us = round(config.every_seconds * SECOND_US)
         self._config: Final = config
         self._fleet: Final = fleet
         self._boot: Final = boot
@@ -48,7 +49,7 @@ class Server:
 
     def run(self, stop: threading.Event, listener: Listener) -> None:
         """Ask at once and then on every beat, until `stop`."""
-        pace = Pace(round(self._config.every_seconds * SECOND_US))
+        pace = Pace(self.every_us)
         while True:
             for ask in (self.services, self.jobs):
                 try:
@@ -75,7 +76,7 @@ class Server:
             found,
             fleet=self._fleet,
             stamp=Stamp(time_us=now_us, boot=self._boot, seq=self._seq),
-            window_us=round(self._config.every_seconds * SECOND_US),
+            window_us=self.every_us,
         )
         self._seq += len(samples)
         if partial:

@@ -22,9 +22,10 @@ class Listener(Protocol):
 
 
 class Source(Protocol):
-    """Something to observe."""
+    """Something to observe; it says something, or that it failed, about every `every_us`."""
 
     name: str
+    every_us: int
 
     def run(self, stop: threading.Event, listener: Listener) -> None:
         """Observe until `stop`.

@@ -9,7 +9,6 @@ import logging
 import platform
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import msgspec
@@ -35,8 +34,12 @@ from gpuloop.streams.collect.readings import Place
 NAME: Final = "collector"
 STALLED_US: Final = 10 * SECOND_US
 """Without a word from Kafka for so long the collector says that it waits."""
+SILENT_US: Final = 30 * SECOND_US
+"""Without a word from a source for so long and three of its beats it is stuck, as in a driver."""
 PUMP_SECONDS: Final = 0.2
-DRAIN_SECONDS: Final = 5.0
+STOP_US: Final = 9 * SECOND_US
+"""What a source may be busy with when it is asked to stop: one question over HTTP."""
+DRAIN_SECONDS: Final = 2.0
 
 log: Final = logging.getLogger(NAME)
 
@@ -136,26 +139,69 @@ def config_of(settings: Settings) -> CollectConfig:
 
 
 class Writer:
-    """Puts what sources say into the outbox, and counts what they could not.
+    """Puts what a source says into the outbox, and counts what it could not.
 
     In a fleet that runs on another clock nothing of the present has a place; it is counted.
     """
 
-    def __init__(self, fleet: str, outbox: Outbox, clock: ClockThread) -> None:
-        self._source: Final = source_of(fleet, NAME)
+    def __init__(self, source: Source, fleet: str, outbox: Outbox, clock: ClockThread) -> None:
+        self.source: Final = source
+        self._written_by: Final = source_of(fleet, NAME)
         self._outbox: Final = outbox
         self._clock: Final = clock
+        self._heard_us = monotonic_us()
+
+    @property
+    def stuck(self) -> bool:
+        """Say whether the source has been silent for longer than it can be."""
+        return monotonic_us() - self._heard_us > SILENT_US + 3 * self.source.every_us
 
     def said(self, outputs: Sequence[Output]) -> None:
         """Take telemetry, in order."""
+        self._heard_us = monotonic_us()
         if self._clock.elsewhere is not None:
             metrics.DROPPED.labels(NAME, "another clock").inc(len(outputs))
             return
-        self._outbox.offer(encode_outputs(outputs, self._source))
+        self._outbox.offer(encode_outputs(outputs, self._written_by))
 
     def failed(self, source: str, reason: str, count: int = 1) -> None:
         """Count something that could not be read or believed."""
+        self._heard_us = monotonic_us()
         metrics.COLLECT_FAILURES.labels(source, reason).inc(count)
+
+
+class SourceThread:
+    """A source at work. The thread is a daemon: a driver that hangs must not keep a process."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer: Final = writer
+        self._stop: Final = threading.Event()
+        self._error: BaseException | None = None
+        self._thread: Final = threading.Thread(
+            target=self._run, name=writer.source.name, daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Say whether the source has ended, by itself or because it was asked to."""
+        return not self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Ask for an end."""
+        self._stop.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end; raise what ended the source, if that was no wish of ours."""
+        self._thread.join(timeout_s)
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self.writer.source.run(self._stop, self.writer)
+        except BaseException as error:
+            self._error = error  # Raised by `join`, in the thread that can end the process.
 
 
 def collect(
@@ -167,29 +213,29 @@ def collect(
         Explained: a source cannot be observed, or Kafka refuses what is written.
 
     """
-    writer = Writer(process.settings.fleet, outbox, clock)
-    ended = threading.Event()
     clock.start()
-    with ThreadPoolExecutor(max_workers=len(sources), thread_name_prefix="source") as threads:
-        running: list[Future[None]] = [
-            threads.submit(source.run, ended, writer) for source in sources
-        ]
-        try:
-            while not process.stop.is_set() and not any(one.done() for one in running):
-                outbox.pump(PUMP_SECONDS)
-                clock.check()
-                _tell(process, sources, outbox, clock.elsewhere)
-        finally:
-            ended.set()
-            clock.stop()
-    for one in running:
-        one.result()
+    threads = [
+        SourceThread(Writer(source, process.settings.fleet, outbox, clock)) for source in sources
+    ]
+    writers = [thread.writer for thread in threads]
+    try:
+        while not process.stop.is_set() and not any(thread.ended for thread in threads):
+            outbox.pump(PUMP_SECONDS)
+            clock.check()
+            _tell(process, writers, outbox, clock.elsewhere)
+    finally:
+        for thread in threads:
+            thread.stop()
+        clock.stop()
+    until_us = monotonic_us() + STOP_US
+    for thread in threads:
+        thread.join(max(until_us - monotonic_us(), 0) / SECOND_US)
     if left := outbox.drain(DRAIN_SECONDS):
         log.warning("telemetry is lost at the stop: Kafka did not take it", extra={"lost": left})
 
 
 def _tell(
-    process: Process, sources: Sequence[Source], outbox: Outbox, elsewhere: str | None
+    process: Process, writers: Sequence[Writer], outbox: Outbox, elsewhere: str | None
 ) -> None:
     written, dropped = outbox.counted()
     for topic, count in written.items():
@@ -205,5 +251,8 @@ def _tell(
         )
     elif outbox.stalled_us() > STALLED_US:
         process.health.waiting(f"Kafka does not answer; {held} records wait")
+    elif stuck := [writer.source.name for writer in writers if writer.stuck]:
+        process.health.waiting(f"nothing is heard from {', '.join(stuck)}")
     else:
-        process.health.progress(f"observing by {', '.join(source.name for source in sources)}")
+        names = ", ".join(writer.source.name for writer in writers)
+        process.health.progress(f"observing by {names}")

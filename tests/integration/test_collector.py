@@ -6,9 +6,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic, sleep
@@ -29,7 +31,7 @@ from gpuloop.ops.stack.ports import free_ports
 from gpuloop.ops.stack.process import Child
 from gpuloop.ops.stack.topics import Admin, wanted
 from gpuloop.schemas.codec import decode, encode
-from gpuloop.schemas.messages import ClockAnchor, Fault, GpuSample, Message
+from gpuloop.schemas.messages import ClockAnchor, Fault, GpuSample, JobEvent, Message
 from gpuloop.schemas.units import HOUR_US
 
 pytestmark = pytest.mark.kafka
@@ -208,6 +210,75 @@ def test_a_machine_without_a_driver_ends_with_one_line(
     last = json.loads(done.stderr.splitlines()[-1])
     assert last["message"].startswith("service failed: no NVIDIA driver on this machine")
     assert "exception" not in last
+
+
+class Site(BaseHTTPRequestHandler):
+    """An exporter of one node and a Prometheus server that knows one running job."""
+
+    def do_GET(self) -> None:
+        labels = 'gpu="0",UUID="GPU-9",Hostname="n9",modelName="H100"'
+        self._answer(f"DCGM_FI_DEV_GPU_TEMP{{{labels}}} 54\nDCGM_FI_DEV_POWER_USAGE{{{labels} 3\n")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        labels = {"job_id": "j1", "node": "n9", "pool": "h100"}
+        result = [{"metric": labels, "value": [1.0, "8"]}]
+        data = {"resultType": "vector", "result": result}
+        self._answer(json.dumps({"status": "success", "data": data}))
+
+    def _answer(self, body: str) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_exporters_and_prometheus_are_observed_on_a_machine_without_gpus(
+    collector: Collector, site: str, tmp_path: Path
+) -> None:
+    sources = {
+        "dcgm": {"targets": [{"url": f"{site}/metrics", "pool": "h100", "rack": "r9"}]},
+        "prometheus": {"url": site, "jobs": {"running": "gpus_held"}},
+    }
+    (tmp_path / "sources.json").write_text(json.dumps(sources))
+    del collector.environment["FAKE_NVML"]
+    collector.start(GPULOOP_COLLECT=str(tmp_path / "sources.json"))
+    (event,) = collector.until(lambda: collector.said("telemetry.jobs"))
+    (sample,) = collector.until(collector.samples)
+    assert (sample.node, sample.pool, sample.rack, sample.gpu_ids) == (
+        "n9",
+        "h100",
+        "r9",
+        ("GPU-9",),
+    )
+    assert sample.temperature_celsius == (54.0,)
+    assert isinstance(event, JobEvent)
+    assert (event.job, event.kind, event.gpus, event.nodes) == ("j1", "progress", 8, ("n9",))
+    assert collector.metric(r"gpuloop_collect_failures_total\{.*bad line.*\}") == 1
+    assert collector.stop() == 0
+
+
+def test_a_stop_is_granted_while_kafka_is_away(
+    tmp_path: Path, library: Path, gpus: Machine
+) -> None:
+    collector = Collector("127.0.0.1:1", "", tmp_path, library, gpus)
+    try:
+        collector.start()
+        collector.until(lambda: collector.metric("gpuloop_collect_buffered_records") > 10)
+        assert collector.stop() == 0
+    finally:
+        collector.end()
 
 
 @pytest.fixture

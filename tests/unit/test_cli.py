@@ -323,3 +323,20 @@ def test_what_names_a_row_is_never_cut(
     monkeypatch.setattr(context, "WIDE", 40)
     context.show([{"policy": "sac-1-460c5d1aab22", "note": "x " * 60}], as_json=False, empty="")
     assert "sac-1-460c5d1aab22" in capsys.readouterr().out
+
+
+def test_collect_once_without_a_driver_is_one_line(
+    run: CliRunner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: make setup EXTRAS=collect")
+    from gpuloop.loop.collect import nvml
+    from gpuloop.ops.cli import main as cli
+
+    def no_driver() -> None:
+        raise nvml.nvml.NVMLError(nvml.nvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(nvml.nvml, "nvmlInit", no_driver)
+    monkeypatch.setattr("sys.argv", ["gpuloop", "collect", "--once"])
+    assert cli.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gpuloop: no NVIDIA driver on this machine")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import fake_nvml
@@ -51,6 +52,7 @@ def nvml(gpus: Machine, clock: Clock) -> Iterator[Any]:
 
     found = Nvml(clock)
     found.open()
+    found.read(detail=False)  # What is counted between two readings is there from now on.
     yield found
     found.close()
 
@@ -123,7 +125,9 @@ def test_every_numbered_field_is_read_into_the_detail(gpus: Machine, nvml: Any) 
 def test_what_a_device_does_not_support_is_missing_and_the_rest_is_read(
     gpus: Machine, nvml: Any
 ) -> None:
-    gpus.without(0, "power", "utilisation", "field.3", "memory_total", "profiled")
+    gpus.without(0, "power", "utilisation", "field.3", "memory_total", "profiled", "mig")
+    nvml.open()
+    nvml.read(detail=False)
     found = values(nvml)
     assert not {"power_watts", "utilisation", "ecc_corrected", "memory_used"} & set(found)
     assert "sm_active" not in found
@@ -178,6 +182,7 @@ def test_instances_stand_for_themselves_and_sums_over_the_node_stay_true(
     gpus.without(0, "utilisation")
     gpus.set("0/0", memory_total=40 << 30, memory_used=10 << 30, slices=4, **{"gpm.2": 70})
     gpus.set("0/1", memory_total=20 << 30, memory_used=20 << 30, slices=3, **{"gpm.2": 30})
+    assert "sm_active" not in nvml.read(detail=False)[0].values  # Nothing was counted yet.
     big, small, whole = nvml.read(detail=False)
     assert [one.id for one in (big, small, whole)] == ["MIG-0-0", "MIG-0-1", "GPU-1"]
     assert [one.index for one in (big, small, whole)] == [0, 0, 1]
@@ -313,3 +318,18 @@ def test_an_xid_is_told_between_two_samples(gpus: Machine, clock: Clock) -> None
     kinds = [type(one.message).__name__ for one in heard.outputs]
     assert kinds == ["GpuSample", "Fault", "GpuSample"]
     assert heard.of(Fault)[0].xid == 48
+
+
+def test_one_look_at_a_machine_is_printed_as_json(
+    gpus: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gpuloop.ops.cli import main as cli
+
+    monkeypatch.setenv("GPULOOP_NODE", "n1")
+    monkeypatch.setenv("GPULOOP_COLLECT_SECONDS", "0.1")
+    monkeypatch.setattr("sys.argv", ["gpuloop", "collect", "--once"])
+    assert cli.main() == 0
+    sample = msgspec.json.decode(capsys.readouterr().out, type=GpuSample)
+    assert (sample.node, sample.gpu_ids) == ("n1", ("GPU-0", "GPU-1"))
+    assert sample.sm_active == (0.88, 0.88)
+    assert sample.detail is not None

@@ -1,5 +1,6 @@
 """The collector's process: which sources it has, when it says that it waits, and how it ends."""
 
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,13 @@ def test_a_file_that_cannot_be_meant_is_refused_in_one_line(
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"absent\.json: No such file"):
         build(Settings(collect=tmp_path / "absent.json"), boot=7)
+
+
+def test_the_example_in_the_manual_is_understood(tmp_path: Path) -> None:
+    manual = (Path(__file__).resolve().parents[2] / "docs" / "operating.md").read_text()
+    found = re.search(r"```json\n(.*?)```", manual, re.S)
+    assert found is not None
+    assert names(tmp_path, **msgspec.json.decode(found[1])) == ["dcgm", "prometheus"]
 
 
 class Spoken:

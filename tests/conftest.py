@@ -1,4 +1,4 @@
-"""What tests of several kinds start: one real Kafka per session, many prefixes on it."""
+"""What tests of several kinds start: one real Kafka, PostgreSQL and engine per session."""
 
 import itertools
 import os
@@ -15,6 +15,7 @@ from gpuloop.ops.stack.kafka_jars import cache_folder, fetch
 from gpuloop.ops.stack.ports import free_ports
 from gpuloop.ops.stack.process import Child
 from gpuloop.ops.stack.topics import Admin, wanted
+from stores import Engine, Postgres, running_engine, running_postgres
 
 # The components and stages of the contract tests are used by integration tests as well.
 sys.path.insert(0, str(Path(__file__).parent / "contract"))
@@ -53,3 +54,24 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
         child.kill_group()
         child.reap(10.0)
         assert not psutil.pid_exists(child.pid)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """Start PostgreSQL once for the whole session and end it with it."""
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def clickhouse_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Start ClickHouse's engine once for the whole session and end it with it."""
+    with running_engine(tmp_path_factory.mktemp("clickhouse")) as found:
+        yield found
+
+
+@pytest.fixture
+def engine(clickhouse_engine: Engine) -> Engine:
+    """Return the engine with nothing in it."""
+    clickhouse_engine.empty()
+    return clickhouse_engine

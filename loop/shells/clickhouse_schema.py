@@ -89,18 +89,20 @@ def column(one: Column) -> str:
     return f"{one.name} {f'Nullable({kind})' if one.nullable else kind}"
 
 
-def creations(catalogue: Catalogue) -> Iterator[str]:
-    """Yield the statements that make what is missing; each may be repeated."""
-    yield f"create database if not exists {DATABASE}"
+def creations(catalogue: Catalogue) -> Iterator[tuple[str, str]]:
+    """Yield what there must be, and the statement that makes it; each may be repeated."""
+    yield "", f"create database if not exists {DATABASE}"
     yield (
+        "sink_offsets",
         f"create table if not exists {DATABASE}.sink_offsets (reader String,"
         " topic LowCardinality(String), partition UInt32, kind UInt8, first Int64, next Int64,"
         " change UInt64, written_at DateTime64(3, 'UTC') default now64(3))"
-        " engine = ReplacingMergeTree(change) order by (reader, topic, partition, kind)"
+        " engine = ReplacingMergeTree(change) order by (reader, topic, partition, kind)",
     )
-    yield from map(_table, catalogue.tables)
+    for table in catalogue.tables:
+        yield table.name, _table(table)
     for name, aggregate in AGGREGATES.items():
-        yield _aggregate(name, aggregate, catalogue[aggregate.table])
+        yield name, _aggregate(name, aggregate, catalogue[aggregate.table])
 
 
 def _table(table: Table) -> str:

@@ -87,10 +87,7 @@ class ClickHouseStore:
             self._lazy_client = self._connected()
         except ClickHouseError as error:
             raise _told(error) from None
-        for statement in creations(self._catalogue):
-            self._ask(statement)
-        for table in self._catalogue.tables:
-            self._add_columns(table)
+        self._make()
         return self._standing(parts)
 
     def write(self, batch: Batch) -> None:
@@ -156,17 +153,23 @@ class ClickHouseStore:
         except ClickHouseError as error:
             raise _told(error) from None
 
-    def _add_columns(self, table: Table) -> None:
-        """Add the columns that a table made by an older version lacks."""
+    def _make(self) -> None:
+        """Create the tables that are missing, and add columns that older ones lack."""
         found = self._ask(
-            f"select name from system.columns where database = '{DATABASE}'"  # noqa: S608
-            f" and table = '{table.name}' format TSV"
+            "select table || '.' || name from system.columns"  # noqa: S608
+            f" where database = '{DATABASE}' format TSV"
         ).split()
-        for one in table.columns:
-            if one.name not in found:
-                self._ask(
-                    f"alter table {DATABASE}.{table.name} add column if not exists {column(one)}"
-                )
+        tables = {name.partition(".")[0] for name in found}
+        for name, statement in creations(self._catalogue):
+            if name not in tables:
+                self._ask(statement)
+        for table in self._catalogue.tables:
+            for one in table.columns if table.name in tables else ():
+                if f"{table.name}.{one.name}" not in found:
+                    self._ask(
+                        f"alter table {DATABASE}.{table.name}"
+                        f" add column if not exists {column(one)}"
+                    )
 
     # Positions.
 

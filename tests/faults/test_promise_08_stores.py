@@ -1,8 +1,7 @@
-"""Promise 8: sinks equal recomputation; as far as there is something that keeps what it derived.
+"""Promise 8: sinks equal recomputation; what our own processes derive and keep.
 
-The sinks proper, history into TimescaleDB and ClickHouse, are not built yet, and their part of this
-promise comes with them. What derives and keeps today are the tables of the Faust stage, the money
-ledger behind `rewards`, and the learner's experience. Each is given the same half hour of topics,
+These are the tables of the Faust stage, the money ledger behind `rewards`, and the learner's
+experience; the stores have `test_promise_08_sinks.py`. Each is given the same half hour of topics,
 once as it is, and once with everything that at-least-once delivery may do: the stage's process dies
 between any two acts of its agents and goes on at older commits, and records come again and, where
 their source numbers them, in another order. What is kept at the end, and what was said on the way,

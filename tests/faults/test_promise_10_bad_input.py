@@ -10,7 +10,7 @@ is refused is on the dead letters as well.
 Readers are the journaled components in their shell, the framer, the
 agents of the Faust stage, the learner's loop and the world's shell, whose process also dies. That
 refusals survive a death of the others: promise 1. Poison on Kafka, tombstones included:
-`tests/integration/test_faust_observe.py`. Sinks (TimescaleDB, ClickHouse) are no readers yet.
+`tests/integration/test_faust_observe.py`. Sinks: `test_promise_08_sinks.py`.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,275 @@
+"""Sinks on a real PostgreSQL and ClickHouse's real engine: what is there equals the topics."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from builders import START_US, offer, pool_state
+from faults.loops import FLEET
+from faults.sinks import differences, recomputed, run, topics
+from gpuloop.loop.shells.clickhouse_schema import DATABASE
+from gpuloop.loop.shells.clickhouse_store import ClickHouseStore
+from gpuloop.loop.shells.memory import MemoryBroker
+from gpuloop.loop.shells.sink import Limits
+from gpuloop.loop.shells.timescale import TimescaleStore
+from gpuloop.loop.shells.timescale_schema import SCHEMA, Keep
+from gpuloop.schemas.codec import Encoded, encode
+from gpuloop.schemas.messages import Message, Offer
+from gpuloop.schemas.units import HOUR_US
+from gpuloop.streams.sinks.analysis import ANALYSIS
+from gpuloop.streams.sinks.history import HISTORY
+from gpuloop.streams.sinks.tables import Catalogue, Row, Table
+from stores import Engine, Postgres
+
+pytestmark = pytest.mark.stores
+
+DAY_US = 24 * HOUR_US
+
+
+@pytest.fixture
+def dsn(postgres_server: Postgres) -> str:
+    return postgres_server.database()
+
+
+def history(dsn: str, *, days: float = 14.0, reader: str = "sink-test") -> TimescaleStore:
+    return TimescaleStore(dsn, HISTORY, reader=reader, keep=Keep(days=days))
+
+
+def analysis(engine: Engine, reader: str = "sink-test") -> ClickHouseStore:
+    return ClickHouseStore(
+        engine.url, ANALYSIS, reader=reader, keep_days=90, password_file=engine.password_file
+    )
+
+
+def rows(dsn: str, table: Table) -> list[Row]:
+    with psycopg.connect(dsn, options="-c timezone=UTC") as connection:
+        found = connection.execute(f"select {', '.join(table.names)} from {SCHEMA}.{table.name}")
+        return [tuple(map(_utc, row)) for row in found.fetchall()]
+
+
+def _utc(value: Any) -> Any:
+    """Return a value as the mapping has it: one name for one zone."""
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    return value
+
+
+def events(engine: Engine, table: Table, *, final: str = "final") -> list[Row]:
+    names = ", ".join(table.names)
+    found = engine.query(f"select {names} from {DATABASE}.{table.name} {final}")
+    return [tuple(map(_utc, row)) for row in found]
+
+
+def everything(catalogue: Catalogue, read: Any) -> dict[str, list[Row]]:
+    return {table.name: read(table) for table in catalogue.tables}
+
+
+def said(topic: str, key: str, message: Message, event_id: str = "e") -> Encoded:
+    return encode(topic, key, message, event_id=event_id, source="test")
+
+
+def test_history_equals_the_topics(dsn: str) -> None:
+    broker = topics(1)
+    watch = run(broker, history(dsn), HISTORY)
+    wanted = recomputed(broker, HISTORY)
+    assert all(wanted.values())
+    assert differences(everything(HISTORY, lambda t: rows(dsn, t)), wanted) == []
+    assert watch.letters
+
+
+def test_analysis_equals_the_topics_and_no_row_is_there_twice(engine: Engine) -> None:
+    broker = topics(1)
+    run(broker, analysis(engine), ANALYSIS)
+    wanted = recomputed(broker, ANALYSIS)
+    assert {name for name, found in wanted.items() if not found} <= {
+        "audit_records", "audit_checkpoints", "risks",
+    }  # fmt: skip
+    assert differences(everything(ANALYSIS, lambda t: events(engine, t)), wanted) == []
+
+
+def test_aggregates_equal_what_they_sum_up(engine: Engine) -> None:
+    broker = topics(2)
+    run(broker, analysis(engine), ANALYSIS, Limits(records=40, linger_s=0.0))
+    spent = f"select pool, sum(total_usd) from {DATABASE}.spend_hours final group by pool"
+    earned = f"select pool, sum(total_usd_micros) / 1e6 from {DATABASE}.rewards final group by pool"
+    assert sorted(engine.query(spent)) == [
+        (pool, pytest.approx(usd)) for pool, usd in sorted(engine.query(earned))
+    ]
+    for name, table in (
+        ("spend_hours", "rewards"), ("utilisation_hours", "pool_states"),
+        ("decision_hours", "decisions"), ("outcome_hours", "outcomes"),
+    ):  # fmt: skip
+        [(counted,)] = engine.query(f"select sum(rows) from {DATABASE}.{name} final")
+        [(there,)] = engine.query(f"select count() from {DATABASE}.{table} final")
+        assert counted == there > 0, name
+
+
+def test_hours_of_a_pool_are_what_its_ticks_were(dsn: str) -> None:
+    broker = MemoryBroker()
+    for minute in range(90):
+        state = pool_state(tick_us=START_US + minute * 60_000_000, allocated=minute, fleet=FLEET)
+        broker.produce([said("state.pools", "a100", state)])
+    run(broker, history(dsn), HISTORY)
+    with psycopg.connect(dsn) as connection:
+        found = connection.execute(
+            f"select ticks, gpus_allocated from {SCHEMA}.pool_hours order by hour"
+        ).fetchall()
+    assert found == [(60, 29.5), (30, 74.5)]
+
+
+def test_a_second_start_changes_nothing(dsn: str, engine: Engine) -> None:
+    broker = topics(3, minutes=5)
+    for _ in range(2):
+        run(broker, history(dsn), HISTORY)
+        run(broker, analysis(engine), ANALYSIS)
+    assert (
+        differences(everything(HISTORY, lambda t: rows(dsn, t)), recomputed(broker, HISTORY)) == []
+    )
+    assert (
+        differences(everything(ANALYSIS, lambda t: events(engine, t)), recomputed(broker, ANALYSIS))
+        == []
+    )
+
+
+def test_the_sink_is_no_administrator(dsn: str) -> None:
+    run(topics(3, minutes=2), history(dsn), HISTORY)
+    with psycopg.connect(dsn) as connection:
+        (super_user,) = connection.execute(
+            "select rolsuper or rolcreatedb or rolcreaterole from pg_roles"
+            " where rolname = current_user"
+        ).fetchone() or (True,)
+        assert super_user is False
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("create schema elsewhere")
+
+
+def test_what_the_store_refuses_goes_whole_to_the_dead_letters_and_the_rest_is_written(
+    dsn: str,
+) -> None:
+    broker = MemoryBroker()
+    for number in range(20):
+        one = replace_source(offer(at_us=START_US + number), "\x00" if number == 7 else "fine")
+        broker.produce([said("market.offers", "k", one, f"e{number}")])
+    watch = run(broker, history(dsn), HISTORY)
+    assert watch.letters == ["handler"]
+    assert len(rows(dsn, HISTORY["offers"])) == 19
+    [letter] = [r for p in broker.partitions("deadletters") for r in broker.logs[p]]
+    assert b'"offset":7' in (letter.value or b"")
+
+
+def replace_source(found: Offer, source: str) -> Offer:
+    import msgspec
+
+    return msgspec.structs.replace(found, source=source, fleet=FLEET)
+
+
+def test_old_days_are_dropped_and_days_to_come_have_room(dsn: str) -> None:
+    broker = MemoryBroker()
+    for day in range(6):
+        state = pool_state(tick_us=START_US + day * DAY_US, fleet=FLEET)
+        broker.produce([said("state.pools", "a100", state, str(day))])
+    store = history(dsn, days=2.0)
+    run(broker, store, HISTORY)
+    store.open({part: 0 for topic in HISTORY.topics for part in broker.partitions(topic)})
+    store.tend(START_US + 5 * DAY_US)
+    store.close()
+    kept = sorted(row[0] for row in rows(dsn, HISTORY["pool_states"]))
+    start = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=START_US)
+    assert kept == [start + timedelta(days=day) for day in (3, 4, 5)]
+    with psycopg.connect(dsn) as connection:
+        names = {
+            name
+            for (name,) in connection.execute(
+                "select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid"
+                f" where i.inhparent = '{SCHEMA}.pool_states'::regclass"
+            ).fetchall()
+        }
+        rest = connection.execute(f"select count(*) from {SCHEMA}.pool_states_rest").fetchone()
+    days = {(start + timedelta(days=day)).strftime("%Y%m%d") for day in range(3, 8)}
+    assert names == {f"pool_states_{day}" for day in days} | {"pool_states_rest"}
+    assert rest == (0,)
+
+
+def test_a_row_from_a_far_year_is_kept_and_disturbs_nobody(dsn: str) -> None:
+    broker = MemoryBroker()
+    broker.produce([said("state.pools", "a100", pool_state(fleet=FLEET), "a")])
+    far = replace_source(offer(at_us=START_US + 40_000 * DAY_US), "far")
+    broker.produce([said("market.offers", "k", far, "b")])
+    store = history(dsn, days=2.0)
+    run(broker, store, HISTORY)
+    store.open({part: 0 for topic in HISTORY.topics for part in broker.partitions(topic)})
+    store.tend(START_US)
+    store.close()
+    assert len(rows(dsn, HISTORY["offers"])) == 1
+    assert len(rows(dsn, HISTORY["pool_states"])) == 1
+
+
+def test_a_column_that_a_newer_version_adds_is_added(dsn: str, engine: Engine) -> None:
+    def older(catalogue: Catalogue) -> Catalogue:
+        tables = catalogue.tables
+        shorter = replace(tables[0], columns=tables[0].columns[:-1])
+        return Catalogue((shorter, *tables[1:]))
+
+    broker = topics(3, minutes=2)
+    first = TimescaleStore(dsn, older(HISTORY), reader="sink-test", keep=Keep(days=1))
+    parts = {part: 0 for topic in HISTORY.topics for part in broker.partitions(topic)}
+    first.open(parts)
+    first.close()
+    run(broker, history(dsn), HISTORY)
+    assert rows(dsn, HISTORY["pool_states"])
+    old = ClickHouseStore(
+        engine.url, older(ANALYSIS), reader="sink-test", keep_days=9,
+        password_file=engine.password_file,
+    )  # fmt: skip
+    old.open({part: 0 for topic in ANALYSIS.topics for part in broker.partitions(topic)})
+    old.close()
+    run(broker, analysis(engine), ANALYSIS)
+    assert events(engine, ANALYSIS["pool_states"])
+
+
+def test_months_that_are_over_are_dropped(engine: Engine) -> None:
+    broker = MemoryBroker()
+    for month in range(5):
+        state = pool_state(tick_us=START_US + month * 31 * DAY_US, fleet=FLEET)
+        broker.produce([said("state.pools", "a100", state, str(month))])
+    store = analysis(engine)
+    run(broker, store, ANALYSIS)
+    store.open({part: 0 for topic in ANALYSIS.topics for part in broker.partitions(topic)})
+    store.tend(START_US + 4 * 31 * DAY_US)
+    store.close()
+    kept = engine.query(f"select toYYYYMM(time) as m from {DATABASE}.pool_states order by m")
+    assert [month for (month,) in kept] == [201711, 201712, 201801, 201802]
+
+
+@pytest.fixture
+def hypertables(postgres_server: Postgres) -> str:
+    dsn = postgres_server.database()
+    with psycopg.connect(postgres_server.server.dsn(postgres_server.port)) as connection:
+        offered = connection.execute(
+            "select 1 from pg_available_extensions where name = 'timescaledb'"
+        ).fetchone()
+    if offered is None:
+        pytest.skip("TimescaleDB is not installed in this PostgreSQL")
+    return dsn
+
+
+def test_with_timescaledb_history_lies_in_hypertables_with_aggregates(hypertables: str) -> None:
+    broker = topics(1)
+    store = history(hypertables, days=2.0)
+    run(broker, store, HISTORY)
+    store.open({part: 0 for topic in HISTORY.topics for part in broker.partitions(topic)})
+    store.tend(START_US + 9 * DAY_US)
+    store.close()
+    with psycopg.connect(hypertables) as connection:
+        made = connection.execute(
+            "select count(*) from timescaledb_information.hypertables"
+        ).fetchone()
+        kept = connection.execute(
+            "select count(*) from timescaledb_information.continuous_aggregates"
+        ).fetchone()
+    assert made == (len(HISTORY.tables),)
+    assert kept == (3,)
+    assert rows(hypertables, HISTORY["pool_states"]) == []

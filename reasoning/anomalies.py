@@ -14,6 +14,7 @@ from gpuloop.schemas.identity import derived_event_id, sha256_of
 from gpuloop.schemas.messages import Anomaly
 from gpuloop.schemas.units import MINUTE_US
 
+DETECTOR: Final = "robust z-score"
 OPEN_SCORE: Final = 6.0
 CLOSE_SCORE: Final = 3.0
 OPEN_MINUTES: Final = 2
@@ -64,6 +65,10 @@ class OpenAnomaly(State):
             expected=round(self.expected, 4),
             score=round(self.score, 2),
             state="open" if is_open else "closed",
+            detector=DETECTOR,
+            threshold=OPEN_SCORE,
+            since_us=max(self.onset, 0) * MINUTE_US,
+            evidence=f"{self.metric} is {self.value:.3g}, expected {self.expected:.3g}",
         )
 
 

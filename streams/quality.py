@@ -44,7 +44,7 @@ CLOCK_US: Final = 16 * SECOND_US
 """The unit of `still`; 16 bits of it go round in twelve days, then a stillness starts anew."""
 
 HARD_AT_WORK: Final = 0.5
-SM_AT_WORK: Final = 0.3
+SM_AT_WORK: Final = 0.2
 ACTIVITY_SLACK: Final = 0.05
 STOPPED_MHZ: Final = 100.0
 NEAR_IDLE: Final = 1.25

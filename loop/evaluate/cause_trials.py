@@ -67,7 +67,7 @@ class Patient:
             until = (self.world.now_us // MINUTE_US + 1) * MINUTE_US
             context = Context(now_us=until, wall_us=until, seed=self.world.config.seed)
             said: list[Output] = []
-            for event in _received(self.world.advance(until)):
+            for event in received(self.world.advance(until)):
                 if event.topic in Observe.inputs:
                     self._observed, outputs = self._observe.step(self._observed, event, context)
                     said += outputs
@@ -77,7 +77,7 @@ class Patient:
             self._tell([*said, *outputs], context)
 
     def _tell(self, states: list[Output], context: Context) -> None:
-        for event in _received(states):
+        for event in received(states):
             self.steps += 1
             self.memory, outputs = self._causes.step(self.memory, event, context)
             for output in outputs:
@@ -164,11 +164,11 @@ def run_quiet(config: TwinConfig, hours: int, traces: Path | None = None) -> Pat
     draws = np.random.default_rng(config.seed)
     for _ in range(hours * 60 // CHURN_MINUTES):
         patient.go(CHURN_MINUTES)
-        _operate(patient.world, draws)
+        operate(patient.world, draws)
     return patient
 
 
-def _operate(world: World, draws: np.random.Generator) -> None:
+def operate(world: World, draws: np.random.Generator) -> None:
     """Scale, price and migrate a little, at random; what the fleet refuses is left."""
     for pool in world.config.pools:
         state = world.state.pools[pool.name]
@@ -214,7 +214,7 @@ def _has_links(world: World, node: str) -> bool:
     return pool is not None and pool.gpu_model != "l4"
 
 
-def _received(outputs: Iterable[Output]) -> Iterable[Received]:
+def received(outputs: Iterable[Output]) -> Iterable[Received]:
     """Return outputs as a reader of their topics meets them."""
     for output in outputs:
         yield Received(

@@ -16,6 +16,7 @@ from gpuloop.schemas.messages import (
     DeadLetter,
     Decision,
     Fault,
+    FeatureVector,
     Forecast,
     JobEvent,
     Message,
@@ -92,7 +93,7 @@ def _what(message: Message) -> str:
         case Reward():
             parts = ", ".join(f"{k} {usd(v)}" for k, v in sorted(message.components.items()) if v)
             return f"{message.pool:<6} {usd(message.total_usd_micros)}  {parts}"
-        case Cause() | Anomaly() | Fault() | Forecast():
+        case Cause() | Anomaly() | Fault() | Forecast() | FeatureVector():
             return _insight(message)
         case AuditRecord():
             return _audited(message)
@@ -118,15 +119,20 @@ def _command(command: Command) -> str:
     return f"{command.actuator:<10} {command.summary}  [{command.command_id[:SHORT]}]"
 
 
-def _insight(message: Cause | Anomaly | Fault | Forecast) -> str:
+def _insight(message: Cause | Anomaly | Fault | Forecast | FeatureVector) -> str:
     match message:
         case Cause():
             return f"{message.tier:<6} {message.summary}"
         case Anomaly():
             return (
-                f"{message.state:<6} {message.subject} {message.metric} {message.value:.3g}, "
-                f"expected {message.expected:.3g} ({message.score:+.1f} sigma)"
+                f"{message.state:<6} {message.kind:<6} {message.subject} {message.metric}: "
+                f"{message.evidence or f'{message.value:.3g}, expected {message.expected:.3g}'} "
+                f"(score {message.score:+.1f})"
             )
+        case FeatureVector():
+            known = sum(value is not None for value in message.values)
+            of = f"{message.pool}/{message.job_class}" if message.job_class else message.pool
+            return f"{of:<18} {known} of {len(message.values)} features known"
         case Fault():
             xid = f" XID {message.xid}" if message.xid is not None else ""
             return f"{message.kind}{xid} on {message.node} ({message.pool}) {message.detail}"

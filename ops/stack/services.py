@@ -92,7 +92,7 @@ _TABLE: Final = (
     ),
     Service(
         name="causes",
-        description="anomalies and root causes, a fast tier and DoWhy behind it",
+        description="detectors of anomalies, and root causes: a fast tier and DoWhy behind it",
         extra="causes",
         needs=("topics", "decider"),
         state="journal and snapshots",

@@ -7,9 +7,17 @@ from msgspec import Meta
 from gpuloop.schemas.messages.base import Message, Part
 from gpuloop.schemas.units import Count, Digest, DurationUs, Name, Positive, Ratio, Text, TimeUs
 
+AnomalyKind = Literal["level", "sensor", "peer", "joint", "drift"]
+
 
 class Anomaly(Message, frozen=True, kw_only=True):
-    """A subject departed from its own past; `score` is a robust z-score."""
+    """A subject departed from what was expected; it opens once and closes once, under one id.
+
+    A `level` departed from the subject's own past, a `peer` from its pool; a `sensor` is not to be
+    believed; a `joint` combination was hardly ever seen; a `drift` is a lasting change of a mean.
+    `score` had reached the detector's `threshold` when it opened; `since_us` is when it
+    began, as far as is known.
+    """
 
     TYPE: ClassVar[str] = "insight.anomalies"
 
@@ -22,6 +30,11 @@ class Anomaly(Message, frozen=True, kw_only=True):
     expected: float
     score: float
     state: Literal["open", "closed"]
+    kind: AnomalyKind = "level"
+    detector: str = ""
+    threshold: float = 0.0
+    since_us: TimeUs | None = None
+    evidence: Text = ""
 
 
 class Suspect(Part, frozen=True, kw_only=True):

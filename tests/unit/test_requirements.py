@@ -62,7 +62,8 @@ def test_every_declared_dependency_is_locked_in_its_group() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "home"), [("torch", "learn"), ("dowhy", "causes"), ("chdb", "embedded")]
+    ("package", "home"),
+    [("torch", "learn"), ("dowhy", "causes"), ("river", "causes"), ("chdb", "embedded")],
 )
 def test_a_heavy_package_is_in_one_group_only(package: str, home: str) -> None:
     assert [name for name in LOCKS if package in entries(name)] == sorted(["all", home])

@@ -37,6 +37,8 @@ class Images:
             for name, body in compose.items()
             if not body["image"].startswith("gpuloop-")
         }
+        self.replaced: Final[dict[str, str]] = {}
+        """Image by service where a stand-in runs, which cannot bear the digest of the real one."""
         self.absent: Final[set[str]] = set()
         """Services of other projects that do not run here."""
         self.registry = True
@@ -51,23 +53,22 @@ class Images:
         }
         for service, image in self._names.items():
             if service in makers:
-                self._have(image, *makers[service])
+                if not self._have(image, *makers[service]):
+                    self.replaced[service] = without_digest(image)
             elif not self._is_there(image) and not self._pull(image):
                 self.absent.add(service)
-                self._stood_in.append(
-                    f"{image}: our embedded engine"
-                    if service == "clickhouse"
-                    else f"{image}: nothing"
-                )
+                instead = "our embedded engine" if service == "clickhouse" else "nothing"
+                self._stood_in.append(f"{without_digest(image)}: {instead}")
 
     def _have(self, image: str, make: Callable[[str], None], what: str) -> bool:
         """Return whether the real image is there after this; else its stand-in is."""
         if self._is_there(image) or self._pull(image):
             return True
-        if not self._is_there(image, stand_in=True):
-            print(f"compose: standing in for {image}", flush=True)
-            make(image)
-        self._stood_in.append(f"{image}: {what}")
+        tag = without_digest(image)
+        if not self._is_there(tag, stand_in=True):
+            print(f"compose: standing in for {tag}", flush=True)
+            make(tag)
+        self._stood_in.append(f"{tag}: {what}")
         return False
 
     def _is_there(self, image: str, *, stand_in: bool = False) -> bool:
@@ -79,7 +80,7 @@ class Images:
 
     def _pull(self, image: str) -> bool:
         """Return whether a registry gave the image; after the first refusal none is asked."""
-        if not self.registry or self._is_there(image, stand_in=True):
+        if not self.registry or self._is_there(without_digest(image), stand_in=True):
             return False
         try:
             pulled = self._engine.docker("pull", "-q", image, check=False, timeout=PULL_SECONDS)
@@ -144,6 +145,11 @@ class Images:
             "build", "--network=host", f"--label={LABEL}=yes", f"--tag={image}",
             f"--file={RECIPES / recipe}.Dockerfile", str(context),
         )  # fmt: skip
+
+
+def without_digest(image: str) -> str:
+    """Return the name that a stand-in can bear: a digest is the real image's alone."""
+    return image.partition("@")[0]
 
 
 def _mirror() -> str:

@@ -18,7 +18,8 @@ import msgspec
 import pytest
 
 from compose.engine import Engine
-from compose.project import NAME, ROOT, Project
+from compose.next_version import VERSION, next_version
+from compose.project import ROOT, Project
 from gpuloop.schemas.messages import Control, Decision
 from gpuloop.schemas.messages.control import Claim
 from gpuloop.schemas.units import MINUTE_US
@@ -38,8 +39,14 @@ from loop_stack import LoopStack, Watch, listening
 
 pytestmark = pytest.mark.timeout(3600)
 GIVEN = json.loads(os.environ["TEST_COMPOSE"])
-PROJECT = Project(
-    Engine(Path(GIVEN["engine"]), GIVEN["docker"]), Path(GIVEN["folder"]), GIVEN["environment"]
+PROJECT, BESIDE = (
+    Project(
+        Engine(Path(GIVEN["engine"]), GIVEN["docker"]),
+        Path(given["folder"]),
+        given["environment"],
+        given["name"],
+    )
+    for given in GIVEN["projects"]
 )
 SERVICES = PROJECT.services()
 
@@ -156,6 +163,53 @@ def test_a_killed_container_comes_back_and_the_loop_goes_on(watch, name):
     print(f"RECOVERED {name} {healthy:.1f} s")
 
 
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory):
+    return next_version(tmp_path_factory.mktemp("newer"))
+
+
+def decisions_of(watch):
+    return {d.decision_id for d in messages(watch, Decision, "decisions")}
+
+
+def take_over(tree, watch):
+    """Go to a version as docs/operating.md says: the executor first, then everything else."""
+    known, epoch = decisions_of(watch), claimed(watch)
+    PROJECT.tree = tree
+    PROJECT.build()
+    began = monotonic()
+    PROJECT.compose("up", "--detach", "--wait", "--no-build", "--no-deps", "twin")
+    PROJECT.compose("up", "--detach", "--wait", "--no-build")
+    print(f"TOOK OVER {monotonic() - began:.1f} s")
+    watch.until("a claim by the decider that took over", lambda: claimed(watch) > epoch)
+    watch.until("decisions of the version that took over", lambda: decisions_of(watch) - known)
+    (version,) = PROJECT.versions()
+    return version
+
+
+def test_the_next_version_takes_over_and_gives_back(newer, watch):
+    was = PROJECT.versions()
+    assert take_over(newer, watch) == VERSION
+    assert b"told_by" in watch.of("state.pools")[-1].record.value
+    assert {take_over(ROOT, watch)} == was
+    assert letters(watch) == []
+
+
+@pytest.mark.skipif(PROJECT.identity is not None, reason="the plain stack shows it")
+def test_the_next_version_runs_beside_this_one(newer, watch):
+    BESIDE.tree = newer
+    BESIDE.compose("up", "--detach", "--wait", "--no-build")
+    try:
+        with watched(BESIDE.broker()) as other:
+            other.until("decisions of the version beside", lambda: decisions_of(other))
+            known = decisions_of(watch)
+            watch.until("decisions of this one meanwhile", lambda: decisions_of(watch) - known)
+        assert (BESIDE.versions(), VERSION in PROJECT.versions()) == ({VERSION}, False)
+    finally:
+        BESIDE.compose("down", "--volumes")
+    assert BESIDE.left() == []
+
+
 def test_the_audit_is_whole_after_it_all(stack, watch):
     once = [outcome.command_id for outcome in applied(watch)]
     assert len(once) == len(set(once))
@@ -171,7 +225,7 @@ def claimed(watch):
 def backup(what, folder):
     subprocess.run(
         [str(ROOT / "ops/docker/backup.sh"), what, str(folder)],
-        env=os.environ | PROJECT.engine.environment | {"COMPOSE_PROJECT_NAME": NAME},
+        env=os.environ | PROJECT.engine.environment | {"COMPOSE_PROJECT_NAME": PROJECT.name},
         check=True, timeout=600,
     )  # fmt: skip
 

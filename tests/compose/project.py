@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from compose.engine import Engine
+from compose.images import Images
 from gpuloop.loop.shells.kafka import KafkaBroker
 from gpuloop.twin.config import TwinConfig
 
@@ -29,14 +30,20 @@ OURS: Final = ("topics", "causes", "learner", "clickhouse-embedded")
 
 @dataclass
 class Project:
-    """The containers of one project, and how people outside them reach the loop."""
+    """The containers of one project, and how people outside them reach the loop.
+
+    `tree` is the checkout whose Compose file is used: another one is another version.
+    """
 
     engine: Engine
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    name: str = NAME
+    tree: Path = ROOT
 
-    def write(self, *, absent: set[str], networked_build: bool, twin: TwinConfig) -> None:
+    def write(self, images: Images, twin: TwinConfig, *, prefix: str = "") -> None:
         """Write the settings as a person would, and the one override file."""
+        absent = images.absent
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.folder / "before", ignore_errors=True)  # A recording of the last run.
         ports = {name: str(port) for name, port in zip(PORTS, _free_ports(), strict=True)}
@@ -48,6 +55,7 @@ class Project:
         values = ports | {
             "COMPOSE_PROFILES": ",".join(sorted(profiles)),
             "ACCESS_DIR": str(self.access),
+            "GPULOOP_TOPIC_PREFIX": prefix,
             "GPULOOP_SPEED": "60",
             "GPULOOP_START": "2017-10-16T08:00:00",
             **stores,
@@ -66,11 +74,15 @@ class Project:
             "    environment: {GPULOOP_TWIN_CONFIG: /run/twin.json}",
             f'    volumes: ["{self.folder}/twin.json:/run/twin.json:ro"]',
         ]
-        if networked_build:
+        if not images.registry:
             lines += [f"  {name}: {{build: {{network: host}}}}" for name in OURS]
+        lines += [f"  {name}: {{image: '{tag}'}}" for name, tag in images.replaced.items()]
         lines += [f"  {name}: {{profiles: !override [absent]}}" for name in sorted(absent)]
         (self.folder / "override.yml").write_text("\n".join(lines) + "\n")
-        self.environment = {"GPULOOP_BOOTSTRAP_SERVERS": f"localhost:{ports['KAFKA_PORT']}"}
+        self.environment = {
+            "GPULOOP_BOOTSTRAP_SERVERS": f"localhost:{ports['KAFKA_PORT']}",
+            "GPULOOP_TOPIC_PREFIX": prefix,
+        }
         self.environment |= ports
 
     @property
@@ -95,12 +107,24 @@ class Project:
         )  # fmt: skip
         self.environment["GPULOOP_KAFKA_CONFIG"] = str(self.access / "operator/kafka.properties")
 
+    def build(self) -> None:
+        """Build our images from this tree."""
+        here = self.compose("config", "--services").split()
+        self.compose("build", *(one for one in OURS if one in here))
+
+    def versions(self) -> set[str]:
+        """Return the tags of our images that run now."""
+        found = json.loads("[" + ",".join(self.compose("ps", "--format=json").splitlines()) + "]")
+        return {
+            one["Image"].partition(":")[2] for one in found if one["Image"].startswith("gpuloop-")
+        }
+
     def compose(self, *arguments: str, check: bool = True, timeout: float = 1800.0) -> str:
         """Run `docker compose` for this project and return what it printed."""
-        secured = [] if self.identity is None else [f"--file={ROOT}/docker-compose.secure.yml"]
+        secured = [] if self.identity is None else [f"--file={self.tree}/docker-compose.secure.yml"]
         return self.engine.docker(
-            "compose", "--progress=plain", f"--project-name={NAME}",
-            f"--env-file={self.folder}/env", f"--file={ROOT}/docker-compose.yml", *secured,
+            "compose", "--progress=plain", f"--project-name={self.name}",
+            f"--env-file={self.folder}/env", f"--file={self.tree}/docker-compose.yml", *secured,
             f"--file={self.folder}/override.yml",
             *arguments, check=check, timeout=timeout,
         ).stdout  # fmt: skip
@@ -164,11 +188,15 @@ class Project:
 
     def broker(self) -> KafkaBroker:
         """Return a client outside the containers, on the advertised listener."""
-        return KafkaBroker(self.environment["GPULOOP_BOOTSTRAP_SERVERS"], config=self.identity)
+        return KafkaBroker(
+            self.environment["GPULOOP_BOOTSTRAP_SERVERS"],
+            prefix=self.environment["GPULOOP_TOPIC_PREFIX"],
+            config=self.identity,
+        )
 
     def left(self) -> list[str]:
         """Return every container, volume and network that the project has now."""
-        label = f"--filter=label=com.docker.compose.project={NAME}"
+        label = f"--filter=label=com.docker.compose.project={self.name}"
         kinds = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
         return [
             line

@@ -9,10 +9,13 @@ Usage: python tests/compose/run.py [--secure] [PYTEST ARGUMENTS]
 With `--secure` it is the stack of docker-compose.secure.yml: TLS, passwords, rights.
 """
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -20,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from compose.engine import Missing, engine
 from compose.images import Images
-from compose.project import OURS, Project
+from compose.project import Project
 from gpuloop.twin.config import TwinConfig
 from integration.test_end_to_end import TWIN
 
@@ -34,42 +37,56 @@ def main(arguments: list[str]) -> int:
     arguments = [one for one in arguments if one != "--secure"]
     stood_in: list[str] = []
     try:
-        with engine(FOLDER, stood_in) as found:
+        with alone(FOLDER), engine(FOLDER, stood_in) as found:
             images = Images(found, stood_in)
             images.provide()
             project = Project(found, FOLDER / "project")
+            beside = Project(found, FOLDER / "beside", name="gpuloop-beside")
             twin: TwinConfig = TWIN
-            project.write(absent=images.absent, networked_build=not images.registry, twin=twin)
+            project.write(images, twin)
+            beside.write(images, twin, prefix="next.")
             report(stood_in)
             try:
                 began = monotonic()
-                services = [one for one in OURS if one != "clickhouse-embedded"]
-                if "clickhouse" in images.absent:
-                    services = [*OURS]
-                project.compose("build", *services)
+                project.build()
                 print(f"compose: built in {monotonic() - began:.0f} s", flush=True)
                 if secured:
                     project.secure()
                 began = monotonic()
                 project.compose("up", "--detach", "--wait", "--no-build")
                 print(f"compose: everything healthy in {monotonic() - began:.0f} s", flush=True)
-                status = check(project, arguments)
+                status = check(project, beside, arguments)
                 report(stood_in)
                 return status
             finally:
-                project.compose("down", "--volumes", "--timeout=5", check=False)
+                for one in (project, beside):
+                    one.compose("down", "--volumes", "--timeout=5", check=False)
     except (Missing, AssertionError) as error:
         print(f"compose: {error}", file=sys.stderr)
         return 1
 
 
-def check(project: Project, arguments: list[str]) -> int:
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuse a second run beside the first: they would take down each other's containers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Missing(f"another run holds {folder}; wait for it to end") from None
+        yield
+
+
+def check(project: Project, beside: Project, arguments: list[str]) -> int:
     """Run the assertions in a process of their own; keep the containers' logs when they fail."""
     given = {
         "engine": str(project.engine.folder),
         "docker": project.engine.environment,
-        "folder": str(project.folder),
-        "environment": project.environment,
+        "projects": [
+            {"name": one.name, "folder": str(one.folder), "environment": one.environment}
+            for one in (project, beside)
+        ],
     }
     asserted = [str(HERE / "loop_in_containers.py"), "-rP", "-v", *arguments]
     status = subprocess.run(

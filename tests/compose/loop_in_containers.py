@@ -163,6 +163,15 @@ def test_a_killed_container_comes_back_and_the_loop_goes_on(watch, name):
     print(f"RECOVERED {name} {healthy:.1f} s")
 
 
+def test_everything_killed_at_once_comes_back(watch):
+    known = decisions_of(watch)
+    PROJECT.compose("kill")
+    began = monotonic()
+    PROJECT.compose("up", "--detach", "--wait", "--no-build")
+    print(f"RESTARTED {monotonic() - began:.1f} s")
+    watch.until("decisions after the restart", lambda: decisions_of(watch) - known)
+
+
 @pytest.fixture(scope="module")
 def newer(tmp_path_factory):
     return next_version(tmp_path_factory.mktemp("newer"))

@@ -6,7 +6,6 @@ raises `BadInput` with one reason; what was refused goes whole to the dead-lette
 
 import hashlib
 from base64 import b64encode
-from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
@@ -18,6 +17,7 @@ from gpuloop.schemas.messages.record import DeadLetterReason
 from gpuloop.schemas.units import calendar_time
 
 Headers = tuple[tuple[str, bytes], ...]
+Kind = type[Message]
 
 CONTENT_TYPES: Final = {
     "json": b"application/json",
@@ -35,9 +35,11 @@ class BadInput(ValueError):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """A record as it stands on a topic."""
+class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A record as it stands on a topic.
+
+    Hundreds of thousands are made a second, so it is a struct, which costs a tenth of a dataclass.
+    """
 
     topic: str
     partition: int
@@ -55,8 +57,7 @@ class Record:
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
+class Encoded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A record to be written: everything but the partition, which the key decides.
 
     `partition` is set only where the contract fixes it (frames keep their samples' partition).
@@ -155,7 +156,13 @@ def decode(record: Record) -> Message:
         raise BadInput("empty", "the record has no value")
     if len(record.value) > MAX_VALUE_BYTES:
         raise BadInput("too_large", f"{len(record.value)} bytes, at most {MAX_VALUE_BYTES}")
-    kind = _message_class(record, topic.messages, headers_required=topic.headers_required)
+    stated_type = stated_schema = None
+    for name, value in record.headers:
+        if name == "ce_type":
+            stated_type = value
+        elif name == "ce_dataschema":
+            stated_schema = value
+    kind = _message_class(record.topic, stated_type, stated_schema)
     try:
         if topic.encoding == "msgpack":
             return _msgpack_decoder(kind).decode(record.value)
@@ -171,19 +178,24 @@ def decode(record: Record) -> Message:
         raise BadInput("too_deep", "nested too deep to parse") from None
 
 
-def _message_class(
-    record: Record, known: tuple[type[Message], ...], *, headers_required: bool
-) -> type[Message]:
-    stated_type, stated_schema = record.header("ce_type"), record.header("ce_dataschema")
+@cache
+def _message_class(topic: str, stated_type: bytes | None, stated_schema: bytes | None) -> Kind:
+    """Return the class that a record's headers state, as its topic allows.
+
+    Only what is right is cached, so there are few entries.
+    """
+    known, headers_required = CATALOGUE[topic].messages, CATALOGUE[topic].headers_required
     if stated_type is None:
         if headers_required or len(known) != 1:
             raise BadInput("unknown_type", "no ce_type header")
         return known[0]
-    kind = message_type(stated_type.removeprefix("gpuloop."))
+    type_name = stated_type.decode("utf-8", "replace")
+    kind = message_type(type_name.removeprefix("gpuloop."))
     if kind is None or kind not in known:
-        raise BadInput("unknown_type", f"{stated_type[:200]} does not belong on {record.topic}")
-    if stated_schema is not None and stated_schema != dataschema(kind):
-        raise BadInput("unknown_version", f"{stated_schema[:200]}, this reads {dataschema(kind)}")
+        raise BadInput("unknown_type", f"{type_name[:200]} does not belong on {topic}")
+    if stated_schema is not None and stated_schema != (reads := dataschema(kind).encode()):
+        schema_name = stated_schema.decode("utf-8", "replace")
+        raise BadInput("unknown_version", f"{schema_name[:200]}, this reads {reads.decode()}")
     return kind
 
 

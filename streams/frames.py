@@ -5,10 +5,14 @@ This module owns what a sample becomes on the way: blank codes and nulls turn in
 bits into one flag. It knows no topic, table or clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import repeat
-from typing import Final
+from functools import cache
+from itertools import groupby
+from operator import attrgetter
+from struct import Struct
+from struct import error as StructError
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +20,7 @@ from numpy.typing import NDArray
 from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.messages import Frame, GpuSample
 from gpuloop.schemas.messages.internal import FRAME_COLUMNS
+from gpuloop.schemas.messages.telemetry import GPU_ARRAYS
 from gpuloop.schemas.units import MAX_GPUS_PER_NODE
 
 FEATURES: Final[tuple[str, ...]] = (
@@ -59,7 +64,17 @@ FP64_BLANK: Final = 140_737_488_355_328.0
 _LEAST, _MOST = np.array([POSSIBLE[name] for name in FEATURES]).T[:, :, None]
 _BITS: Final = 1 << np.arange(len(FEATURES))[:, None]
 
-_SOURCE: Final = {name: name for name in FRAME_COLUMNS} | {"throttled": "throttle_reasons"}
+SAMPLE_BYTES: Final = 48
+"""Estimated bytes of a sample in a frame beside its names and values."""
+
+_NAN: Final = float("nan")
+_HEAD: Final = (
+    "node", "pool", "rack", "gpu_model", "billing", "event_time_us", "boot", "seq",
+)  # fmt: skip
+_HEAD_OF: Final = attrgetter(*_HEAD)
+_ARRAYS_OF: Final = attrgetter(*GPU_ARRAYS)
+LABELS: Final = 5
+"""How many of a sample's first fields are words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,34 +91,83 @@ class FrameView:
     outside: NDArray[np.uint16]
 
 
-def pack(fleet: str, partition: int, samples: Sequence[GpuSample]) -> Frame:
+class FrameBuilder:
+    """Collects samples of one partition, each reduced to numbers as it comes.
+
+    A decoded sample is a hundred small objects: to keep thousands of them until a frame is full
+    costs more than to decode them, so each is packed at once and let go.
+    """
+
+    def __init__(self, fleet: str, partition: int) -> None:
+        self._fleet: Final = fleet
+        self._partition: Final = partition
+        self._heads: Final[list[tuple[Any, ...]]] = []
+        self._gpus: Final[list[int]] = []
+        self._values: Final[list[bytes]] = []
+        self._absent: Final = set(FRAME_COLUMNS)
+        self.size = 0
+        """Estimated bytes of the frame."""
+
+    def add(self, sample: GpuSample) -> None:
+        """Take one more sample."""
+        gpus = len(sample.gpu_ids)
+        arrays = _ARRAYS_OF(sample)
+        if self._absent or not all(arrays):
+            given = zip(FRAME_COLUMNS, arrays, strict=True)
+            self._absent.difference_update([name for name, array in given if array])
+            arrays = tuple(array or (_NAN,) * gpus for array in arrays)
+        values = _packed(arrays)
+        head = _HEAD_OF(sample)
+        self._heads.append(head)
+        self._gpus.append(gpus)
+        self._values.append(values)
+        self.size += SAMPLE_BYTES + sum(map(len, head[:LABELS])) + len(values) // 2
+
+    def build(self) -> Frame:
+        """Return the data frame of what was added, in that order."""
+        heads = zip(*self._heads, strict=True) if self._heads else ((),) * len(_HEAD)
+        nodes, pools, racks, gpu_models, billings, event_time_us, boots, seqs = heads
+        return Frame(
+            fleet=self._fleet,
+            partition=self._partition,
+            tick_us=None,
+            nodes=nodes,
+            pools=pools,
+            racks=racks,
+            gpu_models=gpu_models,
+            billings=billings,
+            event_time_us=event_time_us,
+            boots=boots,
+            seqs=seqs,
+            gpus=tuple(self._gpus),
+            columns=self._columns(),
+        )
+
+    def _columns(self) -> dict[str, bytes]:
+        """Return the bytes of each column that some sample has."""
+        values = np.frombuffer(bytearray().join(self._values))
+        _clear_blanks(values)
+        runs: list[NDArray[np.float64]] = []
+        width, at = len(FRAME_COLUMNS), 0
+        for gpus, same in groupby(self._gpus):
+            size = sum(1 for _ in same) * width * gpus
+            runs.append(values[at : at + size].reshape(-1, width, gpus))
+            at += size
+        for run in runs:
+            _flag_throttled(run[:, FRAME_COLUMNS.index("throttled")])
+        return {
+            name: b"".join([run[:, column].astype("<f4").tobytes() for run in runs])
+            for column, name in enumerate(FRAME_COLUMNS)
+            if name not in self._absent
+        }
+
+
+def pack(fleet: str, partition: int, samples: Iterable[GpuSample]) -> Frame:
     """Return the data frame of samples of one partition, in their order."""
-    gpus = tuple(len(sample.gpu_ids) for sample in samples)
-    columns: dict[str, bytes] = {}
-    for name in FRAME_COLUMNS:
-        values = _gather(samples, _SOURCE[name], gpus)
-        if values is None:
-            continue
-        missing = ~np.isfinite(values) | _blank(values)
-        if name == "throttled":
-            bits = np.where(missing, 0.0, values).astype(np.int64)
-            values = ((bits & HARMFUL_THROTTLE_BITS) != 0).astype(np.float64)
-        columns[name] = np.where(missing, np.nan, values).astype("<f4").tobytes()
-    return Frame(
-        fleet=fleet,
-        partition=partition,
-        tick_us=None,
-        nodes=tuple(s.node for s in samples),
-        pools=tuple(s.pool for s in samples),
-        racks=tuple(s.rack for s in samples),
-        gpu_models=tuple(s.gpu_model for s in samples),
-        billings=tuple(s.billing for s in samples),
-        event_time_us=tuple(s.event_time_us for s in samples),
-        boots=tuple(s.boot for s in samples),
-        seqs=tuple(s.seq for s in samples),
-        gpus=gpus,
-        columns=columns,
-    )
+    builder = FrameBuilder(fleet, partition)
+    for sample in samples:
+        builder.add(sample)
+    return builder.build()
 
 
 def tick(fleet: str, partition: int, tick_us: int) -> Frame:
@@ -153,22 +217,33 @@ def unpack(frame: Frame) -> FrameView:
     )
 
 
-def _gather(
-    samples: Sequence[GpuSample], source: str, gpus: tuple[int, ...]
-) -> NDArray[np.float64] | None:
-    """Return one field of all samples end to end, NaN for null; None when no sample has it."""
+@cache
+def _packer(values: int) -> Struct:
+    return Struct(f"={values}d")
+
+
+def _packed(arrays: tuple[tuple[float | None, ...], ...]) -> bytes:
+    """Return arrays end to end as float64, NaN for null."""
     values: list[float | None] = []
-    found = False
-    for sample, count in zip(samples, gpus, strict=True):
-        field: tuple[float | None, ...] = getattr(sample, source)
-        if field:
-            found = True
-            values.extend(field)
-        else:
-            values.extend(repeat(None, count))
-    return np.array(values, dtype=np.float64) if found else None
+    for array in arrays:
+        values += array
+    pack_values = _packer(len(values)).pack
+    try:
+        return pack_values(*values)
+    except StructError:
+        return pack_values(*(_NAN if value is None else value for value in values))
 
 
-def _blank(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    int32 = (values >= INT32_BLANK) & (values <= INT32_MAX)
-    return int32 | (values >= FP64_BLANK)
+def _clear_blanks(values: NDArray[np.float64]) -> None:
+    """Turn codes that stand for "no value" into NaN; few values are large enough to be one."""
+    large = np.nonzero(values >= INT32_BLANK)
+    found = values[large]
+    found[(found <= INT32_MAX) | (found >= FP64_BLANK)] = _NAN
+    values[large] = found
+
+
+def _flag_throttled(reasons: NDArray[np.float64]) -> None:
+    """Turn bits into 1 where one of them costs work and 0 where none does."""
+    known = np.isfinite(reasons)
+    bits = reasons[known].astype(np.int64)
+    reasons[known] = (bits & HARMFUL_THROTTLE_BITS) != 0

@@ -20,6 +20,7 @@ from gpuloop.schemas.codec import (
 )
 from gpuloop.schemas.component import Component, Context, Output, Received, S, Tick
 from gpuloop.schemas.identity import derived_event_id, sha256_of
+from gpuloop.schemas.messages import Message
 
 MAX_TICKS: Final = 16
 """Ticks one cut may hold; after a longer silence the older ones are dropped and counted."""
@@ -68,9 +69,7 @@ def receive(record: Record, fleet: str) -> Received:
         if len(payload) > MAX_VALUE_BYTES:
             raise BadInput("too_large", f"{len(payload)} bytes, at most {MAX_VALUE_BYTES}")
     else:
-        message = decode(record)
-        if message.fleet != fleet:
-            raise BadInput("wrong_fleet", f"for fleet {message.fleet}, this is {fleet}")
+        message = addressed(record, fleet)
     return Received(
         topic=record.topic,
         partition=record.partition,
@@ -80,6 +79,19 @@ def receive(record: Record, fleet: str) -> Received:
         message=message,
         payload=payload,
     )
+
+
+def addressed(record: Record, fleet: str) -> Message:
+    """Return the message in a record.
+
+    Raises:
+        BadInput: it breaks its contract, or is for another fleet.
+
+    """
+    message = decode(record)
+    if message.fleet != fleet:
+        raise BadInput("wrong_fleet", f"for fleet {message.fleet}, this is {fleet}")
+    return message
 
 
 def execute(

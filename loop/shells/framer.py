@@ -8,19 +8,20 @@ was written and not yet acknowledged may be framed twice, which rows recognise b
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec.structs import replace
 
 from gpuloop.loop.shells import clock
 from gpuloop.loop.shells.broker import Broker, BrokerError, Consumer, Partition
-from gpuloop.loop.shells.fold import due_ticks, encode_dead_letters, receive, source_of
+from gpuloop.loop.shells.fold import addressed, due_ticks, encode_dead_letters, source_of
 from gpuloop.loop.shells.journal import backwards
 from gpuloop.loop.shells.timekeeping import CLOCK, Timekeeper, newest_anchors
 from gpuloop.schemas.codec import BadInput, Encoded, Record, decode, encode
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import ClockAnchor, Frame, GpuSample
-from gpuloop.schemas.messages.internal import FRAME_COLUMNS
 from gpuloop.schemas.units import SECOND_US
 from gpuloop.streams import frames
 from gpuloop.streams.horizon import refuse_future
@@ -50,12 +51,13 @@ def tick_step_us(speed: float) -> int:
     return 1000 * next((ms for ms in TICK_STEPS_MS if ms <= wall_second_ms), TICK_STEPS_MS[-1])
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """A decoded sample and where it stood."""
+@dataclass(slots=True)
+class Batch:
+    """A frame in the making and the offsets of the samples in it."""
 
-    offset: int
-    sample: GpuSample
+    builder: frames.FrameBuilder
+    first: int
+    last: int = -1
 
 
 @dataclass(slots=True)
@@ -120,57 +122,70 @@ class Framer:
             self._consumer = None
 
     def advance(self) -> Round:
-        """Frame what arrived within one linger, then beat the ticks that are due."""
-        polled = self._poll()
+        """Frame what arrives within one linger, then beat the ticks that are due."""
         done = Round()
-        if self.has_clock:
-            self._frame([r for r in polled if r.topic == SAMPLES], done)
-        for record in polled:
-            if record.topic == CLOCK.topic:
-                self._hear(record, done)
+        batches: dict[int, list[Batch]] = {}
+        anchors: list[Record] = []
+        for records in self._arriving():
+            anchors += [record for record in records if record.topic == CLOCK.topic]
+            self._take([r for r in records if r.topic == SAMPLES], batches, done)
+        self._write(batches, done)
+        for record in anchors:
+            self._hear(record, done)
         self._tick(done)
         return done
 
-    def _poll(self) -> list[Record]:
+    def _arriving(self) -> Iterator[list[Record]]:
+        """Yield what is there, and what comes within one linger of it."""
         if self._consumer is None:
             raise RuntimeError("the framer is not open")
         records = self._consumer.poll(
             max_records=MAX_SAMPLES, timeout_s=self._patience_us() / SECOND_US
         )
         until_us = clock.monotonic_us() + LINGER_US
-        while records and len(records) < MAX_SAMPLES:
+        room = MAX_SAMPLES
+        while records:
+            yield records
+            room -= len(records)
             left_us = until_us - clock.monotonic_us()
-            if left_us <= 0:
-                break
-            records += self._consumer.poll(
-                max_records=MAX_SAMPLES - len(records), timeout_s=left_us / SECOND_US
-            )
-        return records
+            if left_us <= 0 or room <= 0:
+                return
+            records = self._consumer.poll(max_records=room, timeout_s=left_us / SECOND_US)
 
-    def _frame(self, records: Sequence[Record], done: Round) -> None:
-        if not records or self._time.clock is None:
+    def _take(
+        self, records: Sequence[Record], batches: dict[int, list[Batch]], done: Round
+    ) -> None:
+        """Add samples to the frames of their partitions."""
+        if self._time.clock is None:
             return
         now_us = self._time.clock.now_us(self._wall())
-        by_partition: dict[int, list[Sampled]] = {}
+        reached: dict[int, int] = {}
         for record in records:
+            reached[record.partition] = record.offset + 1
             try:
                 sample = _sample(record, self._fleet, now_us)
             except BadInput as error:
                 done.refused.append((record, error))
-            else:
-                by_partition.setdefault(record.partition, []).append(Sampled(record.offset, sample))
+                continue
+            begun = batches.setdefault(record.partition, [])
+            if not begun or begun[-1].builder.size > MAX_FRAME_BYTES:
+                builder = frames.FrameBuilder(self._fleet, record.partition)
+                begun.append(Batch(builder, record.offset))
+            begun[-1].builder.add(sample)
+            begun[-1].last = record.offset
+            done.samples += 1
+        self.positions |= {Partition(SAMPLES, number): at for number, at in reached.items()}
+
+    def _write(self, batches: Mapping[int, Sequence[Batch]], done: Round) -> None:
+        """Write dead letters, then frames, and wait for both."""
         if done.refused:
             self._broker.produce(encode_dead_letters(done.refused, stage=STAGE, fleet=self._fleet))
         written = [
-            self._data_frame(partition, chunk)
-            for partition, sampled in sorted(by_partition.items())
-            for chunk in chunks(sampled)
+            self._data_frame(batch) for _, begun in sorted(batches.items()) for batch in begun
         ]
         self._broker.produce(written)
-        done.samples, done.frames = len(records) - len(done.refused), len(written)
-        for record in records:
-            self.positions[Partition(SAMPLES, record.partition)] = record.offset + 1
-        if self._consumer is not None:
+        done.frames = len(written)
+        if self._consumer is not None and (written or done.refused):
             self._consumer.commit(self.positions)
 
     def _tick(self, done: Round) -> None:
@@ -193,15 +208,16 @@ class Framer:
             ]
         )
 
-    def _data_frame(self, partition: int, sampled: Sequence[Sampled]) -> Encoded:
-        frame = frames.pack(self._fleet, partition, [s.sample for s in sampled])
-        first, last = sampled[0].offset, sampled[-1].offset
+    def _data_frame(self, batch: Batch) -> Encoded:
+        frame = batch.builder.build()
         return self._encoded(
             frame,
-            identity=("data", self._fleet, str(partition), str(first), str(last)),
+            identity=(
+                "data", self._fleet, str(frame.partition), str(batch.first), str(batch.last)
+            ),
             time_us=max(frame.event_time_us),
-            through=last + 1,
-        )
+            through=batch.last + 1,
+        )  # fmt: skip
 
     def _encoded(
         self, frame: Frame, *, identity: tuple[str, ...], time_us: int, through: int
@@ -259,27 +275,11 @@ class Framer:
 
 
 def _sample(record: Record, fleet: str, now_us: int) -> GpuSample:
-    message = receive(record, fleet).message
+    message = addressed(record, fleet)
     if not isinstance(message, GpuSample):
         raise BadInput("unknown_type", f"{SAMPLES} carries samples of GPUs")
     refuse_future(message.event_time_us, now_us)
     return message
-
-
-def chunks(sampled: Sequence[Sampled]) -> list[list[Sampled]]:
-    """Return the samples cut where a frame would grow past `MAX_FRAME_BYTES`."""
-    found: list[list[Sampled]] = []
-    size = MAX_FRAME_BYTES
-    for item in sampled:
-        sample = item.sample
-        words = sample.node + sample.pool + sample.rack + sample.gpu_model + sample.billing
-        cost = 48 + len(words.encode()) + 4 * len(FRAME_COLUMNS) * len(sample.gpu_ids)
-        if size + cost > MAX_FRAME_BYTES:
-            found.append([])
-            size = 0
-        found[-1].append(item)
-        size += cost
-    return found
 
 
 def framed_through(newest_first: Iterable[Record]) -> int | None:

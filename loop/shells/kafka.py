@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import confluent_kafka as ck
 
@@ -312,8 +312,11 @@ class KafkaConsumer:
 
 def _headers(message: ck.Message) -> Headers:
     headers = message.headers() or []
-    pairs = headers.items() if isinstance(headers, dict) else headers
-    return tuple((name, _bytes(value) or b"") for name, value in pairs)
+    if isinstance(headers, dict):
+        headers = list(headers.items())
+    if all(type(value) is bytes for _, value in headers):
+        return cast(Headers, tuple(headers))
+    return tuple((name, _bytes(value) or b"") for name, value in headers)
 
 
 def _bytes(value: str | bytes | None) -> bytes | None:

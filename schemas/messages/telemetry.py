@@ -4,6 +4,7 @@ A sample carries its own event time and its source's `(boot, seq)`: boot rises w
 restarts and seq rises within a boot, so duplicates and reordering are recognisable anywhere.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
@@ -131,16 +132,24 @@ class GpuSample(Message, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Refuse arrays that do not line up with `gpu_ids`."""
         gpus = len(self.gpu_ids)
-        for name in GPU_ARRAYS:
-            length = len(getattr(self, name))
-            if length not in (0, gpus):
-                raise ValueError(f"inconsistent: {name} has {length} values for {gpus} GPUs")
-        if self.detail is None:
-            return
-        for name in self.detail.__struct_fields__:
-            length = len(getattr(self.detail, name))
-            if length not in (0, gpus):
-                raise ValueError(f"inconsistent: {name} has {length} values for {gpus} GPUs")
+        # Every sample of the fleet comes through here, and nearly all are of one length.
+        if not (
+            gpus == len(self.utilisation) == len(self.sm_active) == len(self.tensor_active)
+            == len(self.memory_used) == len(self.temperature_celsius) == len(self.power_watts)
+            == len(self.sm_clock_mhz) == len(self.throttle_reasons)
+            == len(self.nvlink_bytes_per_second) == len(self.pcie_bytes_per_second)
+            == len(self.ecc_corrected) == len(self.ecc_uncorrected)
+        ):  # fmt: skip
+            _refuse_uneven(self, GPU_ARRAYS, gpus)
+        if self.detail is not None:
+            _refuse_uneven(self.detail, self.detail.__struct_fields__, gpus)
+
+
+def _refuse_uneven(part: Part | Message, names: Iterable[str], gpus: int) -> None:
+    for name in names:
+        length = len(getattr(part, name))
+        if length not in (0, gpus):
+            raise ValueError(f"inconsistent: {name} has {length} values for {gpus} GPUs")
 
 
 JobKind = Literal[

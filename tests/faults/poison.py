@@ -9,12 +9,12 @@ is absurd, from another field's nature to the largest number there is.
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from faults.loops import FLEET, adversary, build
 from gpuloop.loop.evaluate.keys import sign_policy

@@ -10,12 +10,12 @@ events in any order: `tests/property/test_observe.py`.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import START_US
 from faults.agent import Observing, survive

@@ -15,13 +15,13 @@ refusals survive a death of the others: promise 1. Poison on Kafka, tombstones i
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from echo import anchor
+from msgspec.structs import replace
 
 from builders import START_US
 from faults.agent import Observing

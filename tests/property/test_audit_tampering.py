@@ -1,12 +1,12 @@
 """No single edit of the audit topic goes unseen, and every edit is named at or near its place."""
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gpuloop.loop.evaluate.auditor import Auditor
 from gpuloop.loop.evaluate.keys import load_or_create, public_hex

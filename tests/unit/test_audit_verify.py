@@ -1,11 +1,11 @@
 """Verification names the first thing that is wrong, whoever did it and however thoroughly."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from gpuloop.loop.evaluate.auditor import Auditor

@@ -6,6 +6,8 @@ serializers. What a record leads to is the stages' business, how it is handled t
 """
 
 import asyncio
+import logging
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from faust.types import StreamT
 
 from gpuloop.loop.shells import clock
 from gpuloop.loop.shells.faust_agent import (
+    EXIT_FAILED,
     Agent,
     Outlet,
     TrackedTable,
@@ -25,7 +28,7 @@ from gpuloop.loop.shells.faust_agent import (
     raw_topic,
     record_of,
 )
-from gpuloop.loop.shells.faust_consumer import Positions, SettledTransport
+from gpuloop.loop.shells.faust_consumer import Positions, SettledConsumer, SettledTransport
 from gpuloop.loop.shells.faust_security import broker_credentials
 from gpuloop.loop.shells.faust_stages import (
     FrameStage,
@@ -44,6 +47,9 @@ from gpuloop.schemas.messages import ClockAnchor
 from gpuloop.streams.observe import ticking_shards
 
 POLL_SECONDS: Final = 0.1
+
+log: Final = logging.getLogger(__name__)
+
 INPUTS: Final[dict[str, str]] = {
     "internal.frames": "nodes",
     "telemetry.jobs": "jobs",
@@ -107,6 +113,9 @@ def build(
         broker_credentials=broker_credentials(config.kafka_config),
         store="memory://",
         Table=TrackedTable,
+        # A static member is given its old assignment with the address that it had, and the library
+        # takes an address that changed, as a container's does, for a broken invariant.
+        canonical_url=f"http://{config.replica}",
         web_enabled=False,
         autodiscover=False,
         processing_guarantee="at_least_once",
@@ -211,6 +220,12 @@ async def _run(observing: Observing, watch: Watch, stop: threading.Event) -> Non
             if recovery.completed.is_set():
                 positions.ready = True
                 watch.ready()
+        if app.consumer is not None:
+            error = cast(SettledConsumer, app.consumer).coordination_error()
+            if error is not None:
+                # Nothing is fetched or committed any more, and a clean stop would wait for both.
+                log.error("lost the consumer group", exc_info=error)
+                os._exit(EXIT_FAILED)
         await asyncio.sleep(POLL_SECONDS)
     await app.stop()
     if app.crash_reason is not None:

@@ -86,6 +86,15 @@ class SettledConsumer(driver.Consumer):
             await self._seek(tp, begin)
         return committed
 
+    def coordination_error(self) -> BaseException | None:
+        """Return what ended the client's membership of its group; it tells nobody by itself."""
+        client = self._thread._consumer
+        task = getattr(client and client._coordinator, "_coordination_task", None)
+        if task is None or not task.done() or task.cancelled():
+            return None
+        error: BaseException | None = task.exception()
+        return error
+
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         for topic, partition in list(self.positions.settled):
             tp = TP(topic, partition)

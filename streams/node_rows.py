@@ -9,7 +9,15 @@ from collections.abc import Iterable, Mapping
 import msgspec
 import numpy as np
 
-from gpuloop.streams.nodes import NUMBERS, Block, Label, NodeShard, fill, nodes_of
+from gpuloop.schemas.component import State
+from gpuloop.streams.nodes import NUMBERS, Label, NodeShard
+
+
+class Block(State):
+    """Up to 64 nodes by name: `labels` and, in the same order, `NUMBERS` records."""
+
+    labels: list[Label]
+    numbers: bytes
 
 
 def row_key(partition: int, depth: int, number: int) -> bytes:
@@ -19,12 +27,18 @@ def row_key(partition: int, depth: int, number: int) -> bytes:
 
 def rows_of(shard: NodeShard, partition: int, numbers: Iterable[int]) -> dict[bytes, bytes]:
     """Return the table rows of blocks; one without nodes has an empty row, to be deleted."""
-    return {
-        row_key(partition, shard.depth, number): (
-            msgspec.msgpack.encode(block) if (block := shard.blocks[number]).labels else b""
-        )
-        for number in sorted(numbers)
-    }
+    wanted = sorted(numbers)
+    order = np.argsort(shard.blocks, kind="stable")
+    inside = shard.blocks[order]
+    begins = np.searchsorted(inside, wanted, side="left")
+    ends = np.searchsorted(inside, wanted, side="right")
+    rows, found = shard.rows, {}
+    for number, begin, end in zip(wanted, begins.tolist(), ends.tolist(), strict=True):
+        places = order[begin:end]
+        block = Block([shard.labels[place] for place in places.tolist()], rows[places].tobytes())
+        key = row_key(partition, shard.depth, number)
+        found[key] = msgspec.msgpack.encode(block) if block.labels else b""
+    return found
 
 
 def shard_from(rows: Mapping[bytes, bytes], partition: int) -> NodeShard:
@@ -39,18 +53,20 @@ def shard_from(rows: Mapping[bytes, bytes], partition: int) -> NodeShard:
         for owner, depth, _ in [key.decode().split("/")]
         if int(owner) == partition
     ]
-    newest: dict[str, tuple[Label, bytes]] = {}
+    newest: dict[str, tuple[Label, np.void]] = {}
     for _, block in sorted(own, key=lambda item: item[0]):
-        for label, numbers in nodes_of(block):
+        for label, record in zip(
+            block.labels, np.frombuffer(block.numbers, dtype=NUMBERS), strict=True
+        ):
             known = newest.get(label.node)
-            if known is None or _version(known[1]) <= _version(numbers):
-                newest[label.node] = (label, numbers)
-    depth = max((depth for depth, _ in own), default=0)
-    shard = NodeShard(blocks=[Block() for _ in range(1 << depth)])
-    fill(shard, [newest[node] for node in sorted(newest)])
+            if known is None or _version(known[1]) <= _version(record):
+                newest[label.node] = (label, record)
+    shard = NodeShard()
+    nodes = [newest[node] for node in sorted(newest)]
+    records = np.array([record for _, record in nodes], dtype=NUMBERS)
+    shard.hold([label for label, _ in nodes], records, max((depth for depth, _ in own), default=0))
     return shard
 
 
-def _version(numbers: bytes) -> tuple[int, int]:
-    (row,) = np.frombuffer(numbers, dtype=NUMBERS)
-    return int(row["boot"]), int(row["seq"])
+def _version(record: np.void) -> tuple[int, int]:
+    return int(record["boot"]), int(record["seq"])

@@ -1,19 +1,20 @@
-"""What each node last said, in blocks of at most 64 nodes.
+"""What each node last said: one record per node, by arrays over all nodes of a shard.
 
-A block is a row of the live node table: small enough to be rewritten once a tick, large enough for
-numpy to pay. A node's place follows from its name and from how often its shard has split, so a
-restart finds it again. This module owns duplicates and lateness of samples and what a shard tells
-about nodes and pools; it knows neither Faust nor a wall clock.
+In memory a shard is one array in the order of names, so that a frame of a thousand samples costs
+a few numpy calls. In the table it is cut into blocks of at most 64 nodes, which are rows: small
+enough to be rewritten once a tick. A node's block follows from its name and from how often its
+shard has split, so a restart finds it again. This module owns duplicates and lateness of samples
+and what a shard tells about nodes and pools; it knows neither Faust nor a wall clock.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as default
+from functools import cached_property
 from typing import Final, NamedTuple, cast
 from zlib import crc32
 
 import numpy as np
-from msgspec import field
 from numpy.typing import NDArray
 
 from gpuloop.schemas.component import Output, State
@@ -34,6 +35,8 @@ FRESH_US: Final = MINUTE_US
 PUBLISH_EVERY_US: Final = MINUTE_US
 
 _THROTTLED, _ECC = FEATURES.index("throttled"), FEATURES.index("ecc_uncorrected")
+_UNHEARD: Final = -1
+"""The boot of a node that was just given a place: any sample is newer."""
 
 NUMBERS: Final = np.dtype(
     [
@@ -41,15 +44,19 @@ NUMBERS: Final = np.dtype(
         ("boot", "<i8"),
         ("seq", "<i8"),
         ("published_us", "<i8"),
-        ("gpus", "<i4"),
+        ("gpus", "u1"),
         ("unpublished", "?"),
         ("changed", "?"),
-        ("totals", "<f8", (len(FEATURES),)),
-        ("present", "<i4", (len(FEATURES),)),
+        ("totals", "<f4", (len(FEATURES),)),
+        ("present", "u1", (len(FEATURES),)),
         *quality.FIELDS,
     ]
 )
-"""One node. `published_us` is the tick of its last state; `changed` asks for one at the next."""
+"""One node. `published_us` is the tick of its last state; `changed` asks for one at the next.
+
+Every byte is written to the changelog with every sample of the node, so numbers are no wider than
+what is known: sums over a node's GPUs in the precision in which frames carry each of them.
+"""
 
 
 class Label(NamedTuple):
@@ -62,26 +69,59 @@ class Label(NamedTuple):
     billing: str
 
 
-class Block(State):
-    """Up to 64 nodes by name: `labels` and, in the same order, `NUMBERS` records."""
+class NodeShard(State, dict=True):
+    """The nodes of one partition by name: `labels` and, in the same order, `NUMBERS` records.
+
+    What follows from the labels is computed when it is asked for and kept until they change.
+    """
 
     labels: list[Label] = []
     numbers: bytearray = bytearray()
-
-    def rows(self) -> NDArray[np.void]:
-        """Return the records as a writable view; it dies with the next insertion or removal."""
-        return np.frombuffer(self.numbers, dtype=NUMBERS)
-
-
-class NodeShard(State):
-    """The nodes of one partition, in 2**n blocks by the hash of their names."""
-
-    blocks: list[Block] = field(default_factory=lambda: [Block()])
+    depth: int = 0
 
     @property
-    def depth(self) -> int:
-        """Return how often the shard has split."""
-        return len(self.blocks).bit_length() - 1
+    def rows(self) -> NDArray[np.void]:
+        """Return the records as a writable view; it dies with the next change of the nodes."""
+        return np.frombuffer(self.numbers, dtype=NUMBERS)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Return where each node is."""
+        return {label.node: place for place, label in enumerate(self.labels)}
+
+    @cached_property
+    def blocks(self) -> NDArray[np.int64]:
+        """Return the number of each node's block."""
+        return blocks_of((label.node for label in self.labels), self.depth)
+
+    @cached_property
+    def pools(self) -> dict[str, NDArray[np.int64]]:
+        """Return the places of the nodes of each pool, pools in the order of their names."""
+        found: dict[str, list[int]] = {}
+        for place, label in enumerate(self.labels):
+            found.setdefault(label.pool, []).append(place)
+        return {pool: np.array(found[pool]) for pool in sorted(found)}
+
+    @cached_property
+    def gpu_models(self) -> tuple[str, ...]:
+        """Return the GPU model of each node."""
+        return tuple(label.gpu_model for label in self.labels)
+
+    def hold(self, labels: list[Label], records: NDArray[np.void], depth: int) -> None:
+        """Replace the nodes by these, given in the order of their names."""
+        self.labels, self.numbers, self.depth = labels, bytearray(records.tobytes()), depth
+        self.relabelled()
+
+    def relabelled(self) -> None:
+        """Forget what followed from the labels."""
+        for name in ("places", "blocks", "pools", "gpu_models"):
+            self.__dict__.pop(name, None)
+
+
+def blocks_of(nodes: Iterable[str], depth: int) -> NDArray[np.int64]:
+    """Return the block of each node in a shard that has split `depth` times."""
+    hashes = np.fromiter((crc32(node.encode()) for node in nodes), np.int64)
+    return hashes & ((1 << depth) - 1)
 
 
 @dataclass(slots=True)
@@ -91,9 +131,10 @@ class Absorbed:
     changed: set[int] = default(default_factory=set)
     dropped: dict[str, int] = default(default_factory=dict)
 
-    def drop(self, reason: str) -> None:
-        """Count a sample that changed nothing."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+    def drop(self, reason: str, count: int) -> None:
+        """Count samples that changed nothing."""
+        if count:
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
 def absorb(shard: NodeShard, view: FrameView) -> Absorbed:
@@ -101,121 +142,128 @@ def absorb(shard: NodeShard, view: FrameView) -> Absorbed:
 
     Dropped samples are counted as `duplicate`, `late` (an older (boot, seq)) or `full`.
     """
-    done = Absorbed()
-    by_block: dict[int, dict[str, int]] = {}
-    frame, mask = view.frame, len(shard.blocks) - 1
-    for index, node in enumerate(frame.nodes):
-        winners = by_block.setdefault(crc32(node.encode()) & mask, {})
-        rival = winners.get(node)
-        if rival is None:
-            winners[node] = index
-            continue
-        mine = (frame.boots[index], frame.seqs[index])
-        theirs = (frame.boots[rival], frame.seqs[rival])
-        if mine > theirs:
-            winners[node] = index
-        done.drop("duplicate" if mine == theirs else "late")
-    newcomers = [
-        index
-        for number, winners in sorted(by_block.items())
-        for index in _update(shard, number, winners, view, done)
-    ]
-    if newcomers:
-        _insert(shard, newcomers, view, done)
+    done, frame = Absorbed(), view.frame
+    if not frame.nodes:
+        return done
+    places = _places(shard, frame.nodes)
+    unknown = np.flatnonzero(places < 0)
+    if len(unknown):
+        _admit(shard, [_label(view, index) for index in unknown.tolist()], done)
+        places = _places(shard, frame.nodes)
+    samples = np.flatnonzero(places >= 0)
+    done.drop("full", len(places) - len(samples))
+    versions = np.array([frame.boots, frame.seqs]).T
+    samples = _newest(places, versions, samples, done)
+    rows = shard.rows
+    known = np.stack([rows["boot"], rows["seq"]], axis=1)[places[samples]]
+    ahead = _later(versions[samples], known)
+    same = (versions[samples] == known).all(axis=1)
+    done.drop("duplicate", int(same.sum()))
+    done.drop("late", int((~ahead & ~same).sum()))
+    samples = samples[ahead]
+    if len(samples):
+        _update(shard, places[samples], samples, view)
+        done.changed.update(np.unique(shard.blocks[places[samples]]).tolist())
     return done
 
 
+def _places(shard: NodeShard, nodes: Sequence[str]) -> NDArray[np.int64]:
+    """Return where each node is, -1 for one that has no place."""
+    place_of = shard.places.get
+    return np.array([place_of(node, -1) for node in nodes])
+
+
+def _newest(
+    places: NDArray[np.int64],
+    versions: NDArray[np.int64],
+    samples: NDArray[np.int64],
+    done: Absorbed,
+) -> NDArray[np.int64]:
+    """Return one sample per node: of the highest version, and of these the first."""
+    if len(np.unique(places[samples])) == len(samples):
+        return samples
+    boots, seqs = versions[samples].T
+    order = samples[np.lexsort((-samples, seqs, boots, places[samples]))]
+    last = np.append(places[order][1:] != places[order][:-1], True)
+    winner = order[last][np.cumsum(last) - last]
+    same = (versions[order] == versions[winner]).all(axis=1)
+    done.drop("duplicate", int((same & ~last).sum()))
+    done.drop("late", int((~same).sum()))
+    return np.sort(order[last])
+
+
+def _later(mine: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which versions (boot, seq) are later than those known, both of shape (n, 2)."""
+    later: NDArray[np.bool_] = (mine[:, 0] > known[:, 0]) | (
+        (mine[:, 0] == known[:, 0]) & (mine[:, 1] > known[:, 1])
+    )
+    return later
+
+
 def _update(
-    shard: NodeShard, number: int, winners: Mapping[str, int], view: FrameView, done: Absorbed
-) -> list[int]:
-    """Update the nodes that the block knows; return the samples of those it does not."""
-    block = shard.blocks[number]
-    frame, rows = view.frame, block.rows()
-    unknown = dict(winners)
-    places: list[int] = []
-    samples: list[int] = []
-    versions = list(zip(rows["boot"].tolist(), rows["seq"].tolist(), strict=True))
-    for place, label in enumerate(block.labels):
-        index = unknown.pop(label.node, None)
-        if index is None:
-            continue
-        mine, known = (frame.boots[index], frame.seqs[index]), versions[place]
-        if mine <= known:
-            done.drop("duplicate" if mine == known else "late")
-            continue
-        places.append(place)
-        samples.append(index)
-        fresh = _label(view, index)
-        if fresh != label:
-            block.labels[place] = fresh
-            rows["changed"][place] = True
-    if places:
-        before = rows[places]
-        after = _records(view, samples)
-        after["published_us"] = before["published_us"]
-        quality.go_on(before, after)
-        after["changed"] = (
-            before["changed"]
-            | (before["boot"] != after["boot"])
-            | (before["totals"][:, _THROTTLED] != after["totals"][:, _THROTTLED])
-            | (before["totals"][:, _ECC] != after["totals"][:, _ECC])
-        )
-        rows[places] = after
-        done.changed.add(number)
-    return list(unknown.values())
-
-
-def _insert(shard: NodeShard, samples: list[int], view: FrameView, done: Absorbed) -> None:
-    records = _records(view, samples)
-    records["changed"] = True
-    for position, index in enumerate(samples):
-        label = _label(view, index)
-        block = _place(shard, label.node)
-        while len(block.labels) >= BLOCK_NODES and shard.depth < MAX_DEPTH:
-            _split(shard)
-            done.changed = set(range(len(shard.blocks)))
-            block = _place(shard, label.node)
-        if len(block.labels) >= BLOCK_NODES:
-            done.drop("full")
-            continue
-        at = sum(known.node < label.node for known in block.labels)
-        block.labels.insert(at, label)
-        cut = at * NUMBERS.itemsize
-        # A new buffer, because one that numpy looks at cannot be resized.
-        block.numbers = block.numbers[:cut] + records[position].tobytes() + block.numbers[cut:]
-        done.changed.add(_number(shard, label.node))
-
-
-def _number(shard: NodeShard, node: str) -> int:
-    return crc32(node.encode()) & (len(shard.blocks) - 1)
-
-
-def _place(shard: NodeShard, node: str) -> Block:
-    return shard.blocks[_number(shard, node)]
-
-
-def _split(shard: NodeShard) -> None:
-    """Double the number of blocks; within each, nodes stay in the order of their names."""
-    known = [node for block in shard.blocks for node in nodes_of(block)]
-    shard.blocks = [Block() for _ in range(2 * len(shard.blocks))]
-    fill(shard, known)
-
-
-def fill(shard: NodeShard, nodes: Iterable[tuple[Label, bytes]]) -> None:
-    """Put nodes, given in the order of their names, into the blocks they belong to."""
-    for label, numbers in nodes:
-        block = _place(shard, label.node)
-        block.labels.append(label)
-        block.numbers += numbers
-
-
-def nodes_of(block: Block) -> list[tuple[Label, bytes]]:
-    """Return each node of a block with its record."""
-    width = NUMBERS.itemsize
-    return [
-        (label, bytes(block.numbers[at * width : (at + 1) * width]))
-        for at, label in enumerate(block.labels)
+    shard: NodeShard, places: NDArray[np.int64], samples: NDArray[np.int64], view: FrameView
+) -> None:
+    """Replace the records of nodes by those of newer samples."""
+    rows = shard.rows
+    before, after = rows[places], _records(view, samples)
+    after["published_us"] = before["published_us"]
+    quality.go_on(before, after)
+    after["changed"] = (
+        before["changed"]
+        | (before["boot"] != after["boot"])
+        | (before["totals"][:, _THROTTLED] != after["totals"][:, _THROTTLED])
+        | (before["totals"][:, _ECC] != after["totals"][:, _ECC])
+    )
+    rows[places] = after
+    frame, labels = view.frame, shard.labels
+    said = list(
+        zip(frame.nodes, frame.pools, frame.racks, frame.gpu_models, frame.billings, strict=True)
+    )
+    relabelled = [
+        (place, sample)
+        for place, sample in zip(places.tolist(), samples.tolist(), strict=True)
+        if said[sample] != labels[place]
     ]
+    for place, sample in relabelled:
+        labels[place] = Label(*said[sample])
+        rows["changed"][place] = True
+    if relabelled:
+        shard.relabelled()
+
+
+def _admit(shard: NodeShard, labels: Sequence[Label], done: Absorbed) -> None:
+    """Give places to nodes that were not known, as long as their blocks have room."""
+    newcomers = {label.node: label for label in reversed(labels)}
+    depth = shard.depth
+    while True:
+        sizes = np.bincount(blocks_of([*newcomers, *shard.places], depth), minlength=1 << depth)
+        if sizes.max() <= BLOCK_NODES or depth >= MAX_DEPTH:
+            break
+        depth += 1
+    if sizes.max() > BLOCK_NODES:
+        newcomers = _fitting(shard, newcomers, depth)
+    if not newcomers:
+        return
+    if depth != shard.depth:
+        done.changed.update(range(1 << depth))
+    fresh = np.zeros(len(newcomers), dtype=NUMBERS)
+    fresh["boot"] = _UNHEARD
+    fresh["changed"] = True
+    both = [*shard.labels, *newcomers.values()]
+    order = sorted(range(len(both)), key=lambda place: both[place].node)
+    records = np.concatenate([shard.rows, fresh])[order]
+    shard.hold([both[place] for place in order], records, depth)
+
+
+def _fitting(shard: NodeShard, newcomers: Mapping[str, Label], depth: int) -> dict[str, Label]:
+    """Return the newcomers, in the order in which they came, that find room in their blocks."""
+    sizes = np.bincount(blocks_of(shard.places, depth), minlength=1 << depth)
+    kept: dict[str, Label] = {}
+    for name, number in zip(newcomers, blocks_of(newcomers, depth).tolist(), strict=True):
+        if sizes[number] < BLOCK_NODES:
+            sizes[number] += 1
+            kept[name] = newcomers[name]
+    return kept
 
 
 def _label(view: FrameView, index: int) -> Label:
@@ -229,13 +277,13 @@ def _label(view: FrameView, index: int) -> Label:
     )
 
 
-def _records(view: FrameView, samples: list[int]) -> NDArray[np.void]:
+def _records(view: FrameView, samples: NDArray[np.int64]) -> NDArray[np.void]:
     frame = view.frame
     records = np.zeros(len(samples), dtype=NUMBERS)
-    records["event_us"] = [frame.event_time_us[i] for i in samples]
-    records["boot"] = [frame.boots[i] for i in samples]
-    records["seq"] = [frame.seqs[i] for i in samples]
-    records["gpus"] = [frame.gpus[i] for i in samples]
+    records["event_us"] = np.array(frame.event_time_us)[samples]
+    records["boot"] = np.array(frame.boots)[samples]
+    records["seq"] = np.array(frame.seqs)[samples]
+    records["gpus"] = np.array(frame.gpus)[samples]
     records["unpublished"] = True
     records["totals"] = view.totals[samples]
     records["present"] = view.present[samples]
@@ -269,78 +317,70 @@ def at_tick(shard: NodeShard, fleet: str, tick_us: int, *, fresh_us: int = FRESH
     last state is a minute old. Sums are over what is believed of nodes heard within `fresh_us`; a
     silent node or a doubted sensor still counts as expected, so both show as quality and age.
     """
-    states: list[Output] = []
-    changed: set[int] = set()
-    sums: dict[str, _Sum] = {}
-    for number, block in enumerate(shard.blocks):
-        if _forget(block, tick_us):
-            changed.add(number)
-        rows = block.rows()
-        due = rows["unpublished"] & (
-            rows["changed"] | (rows["published_us"] <= tick_us - PUBLISH_EVERY_US)
-        )
-        places = np.flatnonzero(due).tolist()
-        doubted = quality.judge(rows, [label.gpu_model for label in block.labels])
-        believed = quality.trusted(rows, doubted)
-        if places:
-            states += [_state(fleet, block.labels[p], rows[p], doubted[p], tick_us) for p in places]
-            rows["published_us"][places] = tick_us
-            rows["unpublished"][places] = False
-            rows["changed"][places] = False
-            changed.add(number)
-        for pool in sorted({label.pool for label in block.labels}):
-            mine = believed[np.array([label.pool == pool for label in block.labels])]
-            sums.setdefault(pool, _Sum()).add(mine, tick_us - fresh_us)
-    pools = {pool: sums[pool].result() for pool in sorted(sums)}
-    return NodeTick(states, pools, changed)
+    changed = _forget(shard, tick_us)
+    rows = shard.rows
+    doubted = quality.judge(rows, shard.gpu_models)
+    due = rows["unpublished"] & (
+        rows["changed"] | (rows["published_us"] <= tick_us - PUBLISH_EVERY_US)
+    )
+    places = np.flatnonzero(due)
+    states = [
+        _state(fleet, shard.labels[place], rows[place], doubted[place], tick_us)
+        for place in places.tolist()
+    ]
+    if states:
+        rows["published_us"][places] = _published_us(shard, places, tick_us)
+        rows["unpublished"][places] = False
+        rows["changed"][places] = False
+        changed |= set(np.unique(shard.blocks[places]).tolist())
+    believed = quality.trusted(rows, doubted)
+    fresh_from_us = tick_us - fresh_us
+    sums = {pool: _sum(believed[mine], fresh_from_us) for pool, mine in shard.pools.items()}
+    return NodeTick(states, sums, changed)
 
 
-class _Sum:
-    """Sums of one pool over blocks."""
+def _published_us(shard: NodeShard, places: NDArray[np.int64], tick_us: int) -> NDArray[np.int64]:
+    """Return the tick, but for a node's first state a time before it that its name decides.
 
-    def __init__(self) -> None:
-        self.heard = 0
-        self.expected = 0
-        self.totals = np.zeros(len(FEATURES))
-        self.present = np.zeros(len(FEATURES), dtype=np.int64)
-        self.newest = np.zeros(len(FEATURES), dtype=np.int64)
-
-    def add(self, rows: NDArray[np.void], fresh_from_us: int) -> None:
-        fresh = rows["event_us"] >= fresh_from_us
-        self.heard += int(fresh.sum())
-        self.expected += int(rows["gpus"].sum())
-        self.totals += rows["totals"][fresh].sum(axis=0)
-        self.present += rows["present"][fresh].sum(axis=0)
-        seen = np.where(rows["present"] > 0, rows["event_us"][:, None], 0)
-        self.newest = np.maximum(self.newest, seen.max(axis=0, initial=0))
-
-    def result(self) -> PoolNodes:
-        columns = zip(
-            FEATURES,
-            self.totals.tolist(),
-            self.present.tolist(),
-            self.newest.tolist(),
-            strict=True,
-        )
-        return PoolNodes(
-            self.heard,
-            {
-                name: FeatureSum(
-                    total=total, present=present, expected=self.expected, newest_us=newest
-                )
-                for name, total, present, newest in columns
-            },
-        )
+    A fleet that comes up at once would otherwise be told at once for ever, a minute apart.
+    """
+    first = shard.rows["published_us"][places] == 0
+    names = (shard.labels[place].node for place in places.tolist())
+    early = np.fromiter((crc32(name.encode()) for name in names), np.int64) % PUBLISH_EVERY_US
+    return tick_us - np.where(first, early, 0)
 
 
-def _forget(block: Block, tick_us: int) -> bool:
-    rows = block.rows()
+def _sum(rows: NDArray[np.void], fresh_from_us: int) -> PoolNodes:
+    """Return the sums over nodes of one pool, which are in the order of their names."""
+    fresh = rows["event_us"] >= fresh_from_us
+    seen = np.where(rows["present"] > 0, rows["event_us"][:, None], 0)
+    columns = zip(
+        FEATURES,
+        rows["totals"][fresh].sum(axis=0, dtype=np.float64).tolist(),
+        rows["present"][fresh].sum(axis=0, dtype=np.int64).tolist(),
+        seen.max(axis=0).tolist(),
+        strict=True,
+    )
+    expected = int(rows["gpus"].sum())
+    return PoolNodes(
+        int(fresh.sum()),
+        {
+            name: FeatureSum(total=total, present=present, expected=expected, newest_us=newest)
+            for name, total, present, newest in columns
+        },
+    )
+
+
+def _forget(shard: NodeShard, tick_us: int) -> set[int]:
+    """Drop nodes silent for an hour; return the blocks they were in."""
+    rows = shard.rows
     keep = rows["event_us"] >= tick_us - REMEMBER_US
     if keep.all():
-        return False
-    block.numbers = bytearray(rows[keep].tobytes())
-    block.labels = [label for label, kept in zip(block.labels, keep, strict=True) if kept]
-    return True
+        return set()
+    changed = set(np.unique(shard.blocks[~keep]).tolist())
+    labels = [label for label, kept in zip(shard.labels, keep.tolist(), strict=True) if kept]
+    shard.hold(labels, rows[keep], shard.depth)
+    return changed
 
 
 def _state(fleet: str, label: Label, row: np.void, doubted: quality.Codes, tick_us: int) -> Output:

@@ -8,6 +8,5 @@ def belief(shard: NodeShard) -> list[tuple[object, ...]]:
     fields = ["event_us", "boot", "seq", "gpus", "totals", "present"]
     return [
         (label, *(row[name].tolist() for name in fields))
-        for block in shard.blocks
-        for label, row in zip(block.labels, block.rows(), strict=True)
+        for label, row in zip(shard.labels, shard.rows, strict=True)
     ]

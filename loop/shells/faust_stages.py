@@ -119,7 +119,7 @@ class _Nodes:
         prefix = node_rows.row_key(partition, self.shard.depth, 0)[:-1]
         stale = {key for key in self.keys if not key.startswith(prefix)}
         if stale or not self.keys:
-            self.changed = set(range(len(self.shard.blocks)))
+            self.changed = set(range(1 << self.shard.depth))
         written = node_rows.rows_of(self.shard, partition, self.changed)
         rows = {key: row for key, row in written.items() if row}
         deleted = stale | ({key for key, row in written.items() if not row} & self.keys)

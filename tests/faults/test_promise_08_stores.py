@@ -98,8 +98,7 @@ def kept(observing: Observing) -> dict[str, object]:
     return {
         "nodes": [
             (label, *(row[name].tolist() for name in columns))
-            for block in shard.blocks
-            for label, row in zip(block.labels, block.rows(), strict=True)
+            for label, row in zip(shard.labels, shard.rows, strict=True)
         ],
         "jobs": observing.rows["jobs"],
         "samples": {key: row for key, row in rows.items() if key in SAMPLED},

@@ -1,4 +1,4 @@
-"""What the observe stage is to its consumer group, and what it hears when it is nothing any more."""
+"""What the observe stage is to its consumer group, and what it hears when it is out of it."""
 
 import asyncio
 from types import SimpleNamespace

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from gpuloop.schemas.messages import GpuSample, NodeState
 from gpuloop.streams import node_rows, nodes
 from gpuloop.streams.frames import pack, unpack
@@ -52,7 +54,7 @@ def told(outcome: NodeTick) -> list[tuple[str, int]]:
 
 
 def table(shard: NodeShard, changed: Iterable[int] | None = None) -> dict[bytes, bytes]:
-    numbers = range(len(shard.blocks)) if changed is None else changed
+    numbers = range(1 << shard.depth) if changed is None else changed
     return {key: row for key, row in node_rows.rows_of(shard, 0, numbers).items() if row}
 
 
@@ -77,11 +79,24 @@ def test_the_highest_boot_and_seq_of_a_node_wins_and_the_rest_is_counted() -> No
 def test_a_state_goes_out_on_change_and_otherwise_once_a_minute() -> None:
     shard = NodeShard()
     sent = []
-    for second in range(0, 130, 10):
+    for second in range(0, 240, 10):
         at = T0 + second * 1_000_000
-        absorb(shard, sample(seq=second, at=at, throttle=0x40 if second == 30 else 0))
+        absorb(shard, sample(seq=second, at=at, throttle=0x40 if second == 100 else 0))
         sent += [seq for _, seq in told(tick(shard, at))]
-    assert sent == [0, 30, 40, 100]
+    assert sent == [0, 10, 70, 100, 110, 170, 230]
+
+
+def test_nodes_that_come_at_once_are_told_again_at_times_of_their_own() -> None:
+    shard = NodeShard()
+    names = [f"node-{n}" for n in range(60)]
+    counts = []
+    for second in range(120):
+        at = T0 + second * 1_000_000
+        absorb(shard, *(sample(name, seq=second, at=at) for name in names))
+        counts.append(len(told(tick(shard, at))))
+    assert counts[0] == 60
+    assert sum(counts[1:61]) == 60
+    assert max(counts[1:]) <= 10
 
 
 def test_nothing_is_told_of_a_node_that_said_nothing_new() -> None:
@@ -132,8 +147,8 @@ def test_blocks_split_before_they_pass_their_size_and_no_node_is_lost() -> None:
     names = [f"node-{n}" for n in range(500)]
     absorb(shard, *(sample(name) for name in names))
     assert shard.depth >= 3
-    assert max(len(block.labels) for block in shard.blocks) <= nodes.BLOCK_NODES
-    assert sorted(label.node for b in shard.blocks for label in b.labels) == sorted(names)
+    assert np.bincount(shard.blocks).max() <= nodes.BLOCK_NODES
+    assert [label.node for label in shard.labels] == sorted(names)
     assert tick(shard, T0).pools["h100"].nodes_heard == 500
 
 
@@ -158,12 +173,11 @@ def test_a_crash_in_the_middle_of_a_split_keeps_the_newest_of_each_node() -> Non
     recovered = node_rows.shard_from(before | half, 0)
     seqs = {
         label.node: int(row["seq"])
-        for block in recovered.blocks
-        for label, row in zip(block.labels, block.rows(), strict=True)
+        for label, row in zip(recovered.labels, recovered.rows, strict=True)
     }
     assert {f"node-{n}" for n in range(60)} <= seqs.keys()
     absorb(recovered, *(sample(f"node-{n}", seq=2) for n in range(80)))
-    assert [b.labels for b in recovered.blocks] == [b.labels for b in shard.blocks]
+    assert recovered == shard
 
 
 def test_a_full_shard_refuses_newcomers_and_counts_them(monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -171,4 +185,4 @@ def test_a_full_shard_refuses_newcomers_and_counts_them(monkeypatch) -> None:  #
     shard = NodeShard()
     done = absorb(shard, *(sample(f"node-{n}") for n in range(70)))
     assert done.dropped == {"full": 6}
-    assert len(shard.blocks[0].labels) == nodes.BLOCK_NODES
+    assert len(shard.labels) == nodes.BLOCK_NODES

@@ -324,10 +324,7 @@ def at_tick(shard: NodeShard, fleet: str, tick_us: int, *, fresh_us: int = FRESH
         rows["changed"] | (rows["published_us"] <= tick_us - PUBLISH_EVERY_US)
     )
     places = np.flatnonzero(due)
-    states = [
-        _state(fleet, shard.labels[place], rows[place], doubted[place], tick_us)
-        for place in places.tolist()
-    ]
+    states = _states(shard, fleet, places, doubted[places], tick_us)
     if states:
         rows["published_us"][places] = _published_us(shard, places, tick_us)
         rows["unpublished"][places] = False
@@ -383,37 +380,54 @@ def _forget(shard: NodeShard, tick_us: int) -> set[int]:
     return changed
 
 
-def _state(fleet: str, label: Label, row: np.void, doubted: quality.Codes, tick_us: int) -> Output:
-    event_us, gpus = int(row["event_us"]), int(row["gpus"])
-    age_us = max(tick_us - event_us, 0)
-    believed = row["present"] * (doubted < quality.DISTRUSTED)
+def _states(
+    shard: NodeShard,
+    fleet: str,
+    places: NDArray[np.int64],
+    doubted: quality.Codes,
+    tick_us: int,
+) -> list[Output]:
+    """Return the states of nodes."""
+    due = shard.rows[places]
+    believed = due["present"] * (doubted < quality.DISTRUSTED)
+    values = due["totals"].astype(np.float64) / np.maximum(due["present"], 1)
+    qualities = believed / due["gpus"][:, None]
     columns = zip(
-        FEATURES, row["totals"].tolist(), row["present"].tolist(), believed.tolist(), strict=True
+        [shard.labels[place] for place in places.tolist()],
+        *(due[name].tolist() for name in ("event_us", "boot", "seq", "gpus", "present")),
+        values.tolist(),
+        qualities.tolist(),
+        doubted,
+        strict=True,
     )
-    state = NodeState(
-        fleet=fleet,
-        node=label.node,
-        pool=label.pool,
-        rack=label.rack,
-        gpu_model=label.gpu_model,
-        billing=cast(Billing, label.billing),
-        gpus=gpus,
-        event_time_us=event_us,
-        boot=int(row["boot"]),
-        seq=int(row["seq"]),
-        features={
-            name: Feature(
-                value=total / present if present else None, age_us=age_us, quality=used / gpus
+    states = []
+    for label, event_us, boot, seq, gpus, present, means, shares, codes in columns:
+        age_us = max(tick_us - event_us, 0)
+        state = NodeState(
+            fleet=fleet,
+            node=label.node,
+            pool=label.pool,
+            rack=label.rack,
+            gpu_model=label.gpu_model,
+            billing=cast(Billing, label.billing),
+            gpus=gpus,
+            event_time_us=event_us,
+            boot=boot,
+            seq=seq,
+            features={
+                name: Feature(value=mean if known else None, age_us=age_us, quality=share)
+                for name, known, mean, share in zip(FEATURES, present, means, shares, strict=True)
+            },
+            doubts=quality.doubts(codes),
+        )
+        sample = source_event_id(fleet, label.node, boot, seq)
+        states.append(
+            Output(
+                topic="state.nodes",
+                key=label.node,
+                message=state,
+                event_id=derived_event_id("state.nodes", [sample]),
+                time_us=event_us,
             )
-            for name, total, present, used in columns
-        },
-        doubts=quality.doubts(doubted),
-    )
-    sample = source_event_id(fleet, label.node, state.boot, state.seq)
-    return Output(
-        topic="state.nodes",
-        key=label.node,
-        message=state,
-        event_id=derived_event_id("state.nodes", [sample]),
-        time_us=event_us,
-    )
+        )
+    return states

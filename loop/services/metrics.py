@@ -65,6 +65,16 @@ STEP_SECONDS = Histogram(
     buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     registry=REGISTRY,
 )
+STATE_SECONDS = Histogram(
+    "gpuloop_telemetry_to_state_seconds",
+    "Wall time from telemetry's production to its being in the state; of a frame, its oldest.",
+    ("topic",),
+    buckets=(
+        *(0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25),
+        *(0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 60.0),
+    ),
+    registry=REGISTRY,
+)
 FLEET_TIME = Gauge(
     "gpuloop_fleet_time_seconds", "Fleet clock of the last cut.", ("component",), registry=REGISTRY
 )

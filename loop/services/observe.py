@@ -75,6 +75,10 @@ class _Watch:
         metrics.POSITION.labels(APP, str(record)).set(offset + 1)
         self._process.health.progress("observing", self._positions)
 
+    def known(self, topic: str, after_ms: float) -> None:
+        """Note how long telemetry took to be in the state."""
+        metrics.STATE_SECONDS.labels(topic).observe(max(after_ms, 0.0) / 1000)
+
     def refused(self, error: BadInput) -> None:
         """Count a record that went to the dead letters."""
         metrics.DEAD_LETTERS.labels(APP, error.reason).inc()

@@ -11,21 +11,23 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast
 
 import faust
-from faust.types import EventT, FutureMessage, StreamT
+from faust.types import EventT, StreamT
 
+from gpuloop.loop.shells import clock
 from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.faust_consumer import Positions
+from gpuloop.loop.shells.faust_outlet import NotedTable, Outlet
 from gpuloop.loop.shells.faust_stages import Stage, Turn
 from gpuloop.loop.shells.faust_tables import APP
-from gpuloop.loop.shells.fold import encode_dead_letters, encode_outputs, receive, source_of
-from gpuloop.schemas.codec import BadInput, Encoded, Record
+from gpuloop.loop.shells.fold import encode_dead_letters, encode_outputs, receive
+from gpuloop.loop.shells.framer import PRODUCED
+from gpuloop.schemas.codec import BadInput, Record
 
-DELIVERY_SECONDS: Final = 30.0
 EXIT_FAILED: Final = 70
 
 log: Final = logging.getLogger(__name__)
@@ -44,6 +46,10 @@ class Watch(Protocol):
         """Say that a record was folded and its outputs delivered."""
         ...
 
+    def known(self, topic: str, after_ms: float) -> None:
+        """Say how long after its telemetry was produced a record was in the state."""
+        ...
+
     def refused(self, error: BadInput) -> None:
         """Say that a record went to the dead letters."""
         ...
@@ -51,55 +57,6 @@ class Watch(Protocol):
     def passed_over(self, what: str) -> None:
         """Say that something for the application itself was heard and not heeded."""
         ...
-
-
-class TrackedTable(faust.Table[bytes, bytes]):
-    """A table whose changelog records can be awaited; the library only logs one that failed."""
-
-    def send_changelog(self, *args: Any, **kwargs: Any) -> FutureMessage:
-        """Send a change to the changelog and remember it for `unconfirmed_changes`."""
-        sent = super().send_changelog(*args, **kwargs)
-        vars(self).setdefault("unconfirmed", []).append(sent)
-        return sent
-
-    def unconfirmed_changes(self) -> list[FutureMessage]:
-        """Return what was sent since the last call."""
-        pending: list[FutureMessage] = vars(self).pop("unconfirmed", [])
-        return pending
-
-
-class Outlet:
-    """Sends records and waits until the broker has them."""
-
-    def __init__(self, app: faust.App, *, fleet: str, prefix: str) -> None:
-        self.fleet: Final = fleet
-        self.source: Final = source_of(fleet, APP)
-        self._app: Final = app
-        self._prefix: Final = prefix
-        self._topics: Final[dict[str, Any]] = {}
-
-    async def deliver(self, records: Sequence[Encoded]) -> None:
-        """Send records in order; raise when not all are acknowledged in time."""
-        sent = [
-            await self._of(record.topic).send(
-                key=record.key,
-                value=record.value,
-                partition=record.partition,
-                headers=list(record.headers),
-            )
-            for record in records
-        ]
-        await delivered(sent)
-
-    async def refuse(self, record: Record, error: BadInput) -> None:
-        """Put a refused record whole on the dead letters."""
-        log.warning("record refused", extra={"topic": record.topic, "why": str(error)})
-        await self.deliver(encode_dead_letters([(record, error)], stage=APP, fleet=self.fleet))
-
-    def _of(self, topic: str) -> Any:
-        if topic not in self._topics:
-            self._topics[topic] = raw_topic(self._app, self._prefix + topic)
-        return self._topics[topic]
 
 
 class RecordsMissing(RuntimeError):
@@ -121,7 +78,7 @@ class Agent:
         self,
         topic: str,
         stage: Stage,
-        table: TrackedTable,
+        table: NotedTable,
         outlet: Outlet,
         watch: Watch,
         positions: Positions,
@@ -182,13 +139,24 @@ class Agent:
         try:
             turn = self._stage.take(receive(record, self._outlet.fleet))
         except BadInput as error:
-            await self._outlet.refuse(record, error)
+            await self._refuse(record, error)
             self._watch.refused(error)
             return Turn(settled=held.settled)
+        produced_ms = produced(record)
+        if produced_ms is not None:
+            self._watch.known(record.topic, clock.wall_us() / 1000 - produced_ms)
         await self._outlet.deliver(encode_outputs(turn.outputs, self._outlet.source))
         place = Partition(record.topic, record.partition)
         self._watch.handled(place, record.offset, len(turn.outputs), turn.dropped)
         return turn
+
+    async def _refuse(self, record: Record, error: BadInput) -> None:
+        """Put a refused record whole on the dead letters."""
+        log.warning("record refused", extra={"topic": record.topic, "why": str(error)})
+        refused = [(record, error)]
+        await self._outlet.deliver(
+            encode_dead_letters(refused, stage=APP, fleet=self._outlet.fleet)
+        )
 
     async def _write(self, rows: Mapping[bytes, bytes]) -> None:
         """Write table rows and wait until the changelog has them."""
@@ -197,14 +165,15 @@ class Agent:
                 self._table[key] = row
             else:
                 del self._table[key]
-        await delivered(self._table.unconfirmed_changes())
+        await self._outlet.send(self._table.changes())
 
 
-async def delivered(sent: Iterable[FutureMessage]) -> None:
-    """Wait until every message is acknowledged by the broker."""
-    pending = list(sent)
-    if pending:
-        await asyncio.wait_for(asyncio.gather(*pending), DELIVERY_SECONDS)
+def produced(record: Record) -> int | None:
+    """Return when the telemetry in a record was produced; None where it carries none."""
+    if not record.topic.startswith("internal."):
+        return record.timestamp_ms
+    stated = record.header(PRODUCED) or ""
+    return int(stated) if stated.isdecimal() and len(stated) < 16 else None
 
 
 def raw_topic(app: faust.App, name: str) -> Any:

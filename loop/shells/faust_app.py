@@ -22,13 +22,12 @@ from gpuloop.loop.shells import clock
 from gpuloop.loop.shells.faust_agent import (
     EXIT_FAILED,
     Agent,
-    Outlet,
-    TrackedTable,
     Watch,
     raw_topic,
     record_of,
 )
 from gpuloop.loop.shells.faust_consumer import Positions, SettledConsumer, SettledTransport
+from gpuloop.loop.shells.faust_outlet import BATCH_BYTES, NotedTable, Outlet
 from gpuloop.loop.shells.faust_security import broker_credentials
 from gpuloop.loop.shells.faust_stages import (
     FrameStage,
@@ -112,7 +111,7 @@ def build(
         broker=addresses,
         broker_credentials=broker_credentials(config.kafka_config),
         store="memory://",
-        Table=TrackedTable,
+        Table=NotedTable,
         # A static member is given its old assignment with the address that it had, and the library
         # takes an address that changed, as a container's does, for a broken invariant.
         canonical_url=f"http://{config.replica}",
@@ -134,6 +133,7 @@ def build(
         stream_buffer_maxsize=512,
         stream_wait_empty=False,
         producer_compression_type="zstd",
+        producer_max_batch_size=BATCH_BYTES,
         table_standby_replicas=0,
         topic_allow_declare=False,
         topic_disable_leader=True,
@@ -144,7 +144,7 @@ def build(
     now = FleetTime(anchors)
     tables = {
         name: cast(
-            TrackedTable,
+            NotedTable,
             app.Table(name, partitions=partitions, key_type=bytes, value_type=bytes),
         )
         for name, partitions in TABLES.items()
@@ -167,7 +167,7 @@ def build(
     return Observing(app, positions)
 
 
-def _stages(fleet: str, tables: Mapping[str, TrackedTable], now: FleetTime) -> dict[str, Stage]:
+def _stages(fleet: str, tables: Mapping[str, NotedTable], now: FleetTime) -> dict[str, Stage]:
     def rows(name: str) -> Table:
         def read() -> Rows:
             return dict(tables[name].items())

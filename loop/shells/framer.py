@@ -31,6 +31,8 @@ FRAMES: Final = "internal.frames"
 STAGE: Final = "framer"
 FRAMED_THROUGH: Final = "gpuloop_framed_through"
 """Header of a frame: the next offset of `telemetry.gpu` to frame on its partition."""
+PRODUCED: Final = "gpuloop_produced_ms"
+"""Header of a data frame: the timestamp of its first sample's record."""
 
 MAX_SAMPLES: Final = 4096
 MAX_FRAME_BYTES: Final = 700_000
@@ -53,10 +55,11 @@ def tick_step_us(speed: float) -> int:
 
 @dataclass(slots=True)
 class Batch:
-    """A frame in the making and the offsets of the samples in it."""
+    """A frame in the making, the offsets of its samples, and when the first was produced."""
 
     builder: frames.FrameBuilder
     first: int
+    produced_ms: int
     last: int = -1
 
 
@@ -170,7 +173,7 @@ class Framer:
             begun = batches.setdefault(record.partition, [])
             if not begun or begun[-1].builder.size > MAX_FRAME_BYTES:
                 builder = frames.FrameBuilder(self._fleet, record.partition)
-                begun.append(Batch(builder, record.offset))
+                begun.append(Batch(builder, record.offset, record.timestamp_ms))
             begun[-1].builder.add(sample)
             begun[-1].last = record.offset
             done.samples += 1
@@ -210,14 +213,15 @@ class Framer:
 
     def _data_frame(self, batch: Batch) -> Encoded:
         frame = batch.builder.build()
-        return self._encoded(
+        places = (frame.partition, batch.first, batch.last)
+        record = self._encoded(
             frame,
-            identity=(
-                "data", self._fleet, str(frame.partition), str(batch.first), str(batch.last)
-            ),
+            identity=("data", self._fleet, *map(str, places)),
             time_us=max(frame.event_time_us),
             through=batch.last + 1,
-        )  # fmt: skip
+        )
+        produced = (PRODUCED, str(batch.produced_ms).encode())
+        return replace(record, headers=(*record.headers, produced))
 
     def _encoded(
         self, frame: Frame, *, identity: tuple[str, ...], time_us: int, through: int

@@ -28,7 +28,9 @@ from gpuloop.streams.observe import ticking_shards
 Act = Callable[[], None]
 """Called before each act of an agent; a process can die there."""
 
-IGNORING: Final = SimpleNamespace(handled=lambda *_: None, refused=lambda _: None)
+IGNORING: Final = SimpleNamespace(
+    handled=lambda *_: None, known=lambda *_: None, refused=lambda _: None
+)
 
 
 def nothing_happens() -> None:
@@ -41,6 +43,9 @@ class Desk(Outlet):
     def __init__(self, broker: MemoryBroker, act: Act) -> None:
         self.fleet, self.source = FLEET, "observe"  # type: ignore[misc]
         self.broker, self.act = broker, act
+
+    async def send(self, batches: object) -> None:
+        """Send nothing: rows are in the changelog as soon as they are set."""
 
     async def deliver(self, records: Sequence[Encoded]) -> None:
         """Send records in order."""
@@ -63,9 +68,9 @@ class Table:
         self.act()
         del self.rows[key]
 
-    def unconfirmed_changes(self) -> list[Any]:
-        """Return nothing to wait for."""
-        return []
+    def changes(self) -> dict[Any, Any]:
+        """Return nothing that must be sent."""
+        return {}
 
 
 @dataclass

@@ -223,7 +223,7 @@ def held(servers: str, folder: Path, nodes: int, seconds: int) -> Held:
 
 def environment_of_peers() -> str | None:
     """Make the peers' environment where it is not there yet; return its Python, or None."""
-    python, lock = PEERS / "bin/python", ROOT / "requirements/peers.txt"
+    python, lock = PEERS / "bin/python", ROOT / "benchmarks/observing/peers/requirements.txt"
     uv = str(Path(sys.executable).with_name("uv"))
     make = [uv, "venv", "--quiet", "--python", sys.executable, str(PEERS)]
     fill = [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(python), str(lock)]

@@ -215,7 +215,7 @@ GUARDS = [
     ),
     Guard(
         "a frame names no sample beyond it as framed",
-        line(Framer._data_frame, ("through=last + 1", "through=last + 2")),
+        line(Framer._data_frame, ("through=batch.last + 1", "through=batch.last + 2")),
         check_framed,
     ),
     Guard(

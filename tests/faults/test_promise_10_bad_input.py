@@ -241,7 +241,7 @@ GUARDS = [
     ),
     Guard(
         "what is for another fleet is none of ours",
-        line(fold.receive, ("if message.fleet != fleet:", "if False:")),
+        line(fold.addressed, ("if message.fleet != fleet:", "if False:")),
         check_poison,
     ),
     Guard(
@@ -271,12 +271,12 @@ GUARDS = [
     ),
     Guard(
         "what the framer refuses is set aside",
-        line(Framer._frame, ("if done.refused:", "if False:")),
+        line(Framer._write, ("if done.refused:", "if False:")),
         check_framer,
     ),
     Guard(
         "what an agent refuses is set aside",
-        line(Agent._turn, ("await self._outlet.refuse(record, error)", "pass")),
+        line(Agent._turn, ("await self._refuse(record, error)", "pass")),
         check_agent,
     ),
     Guard(

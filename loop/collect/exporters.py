@@ -1,4 +1,8 @@
-"""DCGM exporters, many at once: one scrape of each per beat."""
+"""DCGM exporters, many at once: one scrape of each per beat.
+
+Samples go to `telemetry.gpu` though one process sees many nodes: the framer reads its own position
+off the newest frame of a partition, so nobody else may write frames there.
+"""
 
 import logging
 import threading

@@ -89,7 +89,7 @@ class WallWorld:
             raise RuntimeError("the clock is not open")
         for record in self._consumer.poll(max_records=100, timeout_s=timeout_s):
             self._hear(record)
-        if self.elsewhere is None and self._monotonic_us() >= self._due_us:
+        if self._monotonic_us() >= self._due_us:
             self._speak()
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class WallWorld:
         """Say that fleet time is wall time; heard back, it makes the next turn ours."""
         clock = self._time.clock
         if clock is not None and clock.anchor.world != WORLD:
-            self._await_silence()  # Somebody keeps the present already, under another name.
+            self._await_silence()  # A twin's, or the present kept under another name.
             return
         now_us = self._wall_us()
         anchor = ClockAnchor(

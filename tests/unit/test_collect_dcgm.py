@@ -207,3 +207,27 @@ def test_mig_instances_stand_for_themselves_and_share_their_gpu() -> None:
     assert sample.temperature_celsius == (54.0, 54.0)
     assert sample.ecc_corrected == (9, None)
     assert sample.sm_active == (0.7, 0.3)
+
+
+@pytest.mark.parametrize("number", ["-Inf", "+Inf", "1e300", "-7"])
+def test_a_number_that_no_xid_can_be_is_none(number: str) -> None:
+    exporter = Exporter()
+    exporter.says(line("FI_DEV_XID_ERRORS", 0) + line("FI_DEV_GET_GPU_RECOVERY_ACTION", 0))
+    told = exporter.says(
+        line("FI_DEV_XID_ERRORS", number) + line("FI_DEV_GET_GPU_RECOVERY_ACTION", number)
+    )
+    assert told.faults == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("gpu", "9" * 5_000), ("gpu", "-1"), ("Hostname", "h" * 201)]
+)
+def test_a_label_that_can_name_nothing_makes_a_bad_line(name: str, value: str) -> None:
+    labels = {"gpu": "0", "Hostname": "n1"} | {name: value}
+    text = ",".join(f'{key}="{one}"' for key, one in labels.items())
+    assert dcgm.read(f"DCGM_FI_DEV_GPU_TEMP{{{text}}} 5") == ({}, 1)
+
+
+@pytest.mark.parametrize("stamp", ["9" * 5_000, "253402300799001", "-5"])
+def test_a_time_that_cannot_be_makes_a_bad_line(stamp: str) -> None:
+    assert dcgm.read(line("FI_DEV_GPU_TEMP", 5, at=f" {stamp}")) == ({}, 1)

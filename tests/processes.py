@@ -14,9 +14,14 @@ PATIENCE_SECONDS = 20.0
 SLEEPER = "import time; time.sleep(600)"
 
 
-def until(condition: Callable[[], bool], step: Callable[[], None] = lambda: None) -> None:
+def until(
+    condition: Callable[[], bool],
+    step: Callable[[], None] = lambda: None,
+    *,
+    seconds: float = PATIENCE_SECONDS,
+) -> None:
     """Step until the condition holds; a test that waits in vain fails."""
-    deadline = monotonic() + PATIENCE_SECONDS
+    deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline, "waited in vain"
         step()

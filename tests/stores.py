@@ -63,7 +63,7 @@ class Postgres:
     def start(self) -> None:
         """Start it, again after `kill`."""
         self.child = Child(self.server.program(self.port), self.log)
-        until(self.answers)
+        until(self.answers, seconds=60.0)
 
     def kill(self) -> None:
         """End it at once, as a loss of power would."""
@@ -82,7 +82,7 @@ def running_postgres(folder: Path) -> Iterator[Postgres]:
     port, log = next(free_ports(Path(f"{folder}-{os.getpid()}"))), folder / "postgres.log"
     found = Postgres(server, port, Child(server.program(port), log), log)
     try:
-        until(found.answers)
+        until(found.answers, seconds=60.0)
         yield found
     finally:
         found.kill()
@@ -114,7 +114,7 @@ class Engine:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gpuloop.loop.services", "clickhouse"], env=kept | own
         )
-        until(self._answers)
+        until(self._answers, seconds=60.0)
 
     def kill(self) -> None:
         """End it at once."""

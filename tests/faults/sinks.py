@@ -9,23 +9,30 @@ the act. What is in the store at the end is compared with a recomputation from t
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import numpy as np
+import psycopg
 
 from builders import START_US, offer
 from faults.loops import FLEET
 from faults.poison import poison, told
 from faults.storm import Died
-from gpuloop.loop.shells.broker import Partition
+from gpuloop.loop.shells.broker import Broker, Partition, read_between
+from gpuloop.loop.shells.clickhouse_schema import DATABASE
 from gpuloop.loop.shells.clickhouse_store import ClickHouseStore
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.loop.shells.sink import Limits, Sink, Store, StoreDown, Written
 from gpuloop.loop.shells.timescale import TimescaleStore
+from gpuloop.loop.shells.timescale_schema import SCHEMA
 from gpuloop.schemas.codec import BadInput, decode, encode
 from gpuloop.schemas.units import MINUTE_US
+from gpuloop.streams.sinks.analysis import ANALYSIS
+from gpuloop.streams.sinks.history import HISTORY
 from gpuloop.streams.sinks.tables import Catalogue, Row
+from stores import Engine
 
 Act = Callable[[], None]
 """What happens at a point: nothing, a death, or the loss of the store."""
@@ -163,24 +170,25 @@ def topics(seed: int, *, minutes: int = 30, again: float = 0.1) -> MemoryBroker:
     return broker
 
 
-def recomputed(broker: MemoryBroker, catalogue: Catalogue) -> dict[str, dict[Row, Row]]:
+def recomputed(broker: Broker, catalogue: Catalogue) -> dict[str, dict[Row, Row]]:
     """Return by table and key what the topics say, the last word on each key."""
     found: dict[str, dict[Row, Row]] = {table.name: {} for table in catalogue.tables}
-    for topic in catalogue.topics:
-        for part in broker.partitions(topic):
-            for record in broker.logs[part]:
-                try:
-                    message = decode(record)
-                except BadInput:
-                    continue
-                if message.fleet != FLEET:
-                    continue
-                event_id = record.header("ce_id") or f"{part} {record.offset}"
-                for name, rows in catalogue.rows(topic, message, event_id).items():
-                    table = catalogue[name]
-                    places = [table.names.index(one) for one in table.key]
-                    for row in rows:
-                        found[name][tuple(row[at] for at in places)] = row
+    parts = [part for topic in catalogue.topics for part in broker.partitions(topic)]
+    ends = broker.ends(parts)
+    for part in parts:
+        for record in read_between(broker, part, 0, ends[part]):
+            try:
+                message = decode(record)
+            except BadInput:
+                continue
+            if message.fleet != FLEET:
+                continue
+            event_id = record.header("ce_id") or f"{part} {record.offset}"
+            for name, rows in catalogue.rows(part.topic, message, event_id).items():
+                table = catalogue[name]
+                places = [table.names.index(one) for one in table.key]
+                for row in rows:
+                    found[name][tuple(row[at] for at in places)] = row
     return found
 
 
@@ -196,3 +204,37 @@ def differences(
             odd = sorted(set(ours) ^ set(theirs))[:1]
             found.append(f"{name}: {len(ours)} rows, not {len(theirs)}: {odd}")
     return found
+
+
+def utc(value: Any) -> Any:
+    """Return a value as the mapping has it: one name for one zone."""
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    return value
+
+
+def in_postgres(dsn: str) -> dict[str, list[Row]]:
+    """Return every row of every table of history."""
+    with psycopg.connect(dsn, options="-c timezone=UTC") as connection:
+        return {
+            table.name: [
+                tuple(map(utc, row))
+                for row in connection.execute(
+                    f"select {', '.join(table.names)} from {SCHEMA}.{table.name}"
+                ).fetchall()
+            ]
+            for table in HISTORY.tables
+        }
+
+
+def in_clickhouse(engine: Engine, final: str = "final") -> dict[str, list[Row]]:
+    """Return every row of every table of analysis, each event once unless `final` is empty."""
+    return {
+        table.name: [
+            tuple(map(utc, row))
+            for row in engine.query(
+                f"select {', '.join(table.names)} from {DATABASE}.{table.name} {final}"
+            )
+        ]
+        for table in ANALYSIS.tables
+    }

@@ -9,11 +9,8 @@ say, no row twice; what was refused is on the dead letters. With SIGKILL on Kafk
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
-import psycopg
 import pytest
 
 from builders import offer
@@ -23,6 +20,8 @@ from faults.sinks import (
     DyingClickHouse,
     DyingTimescale,
     differences,
+    in_clickhouse,
+    in_postgres,
     misfortune,
     recomputed,
     survive,
@@ -35,10 +34,10 @@ from gpuloop.loop.shells.clickhouse_store import ClickHouseStore
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.loop.shells.sink import Batch, Fenced, Sink, Span
 from gpuloop.loop.shells.timescale import TimescaleStore
-from gpuloop.loop.shells.timescale_schema import SCHEMA, Keep
+from gpuloop.loop.shells.timescale_schema import Keep
 from gpuloop.streams.sinks.analysis import ANALYSIS
 from gpuloop.streams.sinks.history import HISTORY
-from gpuloop.streams.sinks.tables import Catalogue, Row
+from gpuloop.streams.sinks.tables import Catalogue
 from stores import Engine, Postgres
 
 pytestmark = pytest.mark.stores
@@ -66,39 +65,6 @@ def stores(postgres_server: Postgres, clickhouse_engine: Engine) -> Iterator[Non
     FOUND.clear()
 
 
-def kept_in_postgres(dsn: str) -> dict[str, list[Row]]:
-    """Return every row of every table."""
-    with psycopg.connect(dsn, options="-c timezone=UTC") as connection:
-        return {
-            table.name: [
-                tuple(map(_utc, row))
-                for row in connection.execute(
-                    f"select {', '.join(table.names)} from {SCHEMA}.{table.name}"
-                ).fetchall()
-            ]
-            for table in HISTORY.tables
-        }
-
-
-def kept_in_clickhouse(engine: Engine, final: str = "final") -> dict[str, list[Row]]:
-    """Return every row of every table."""
-    return {
-        table.name: [
-            tuple(map(_utc, row))
-            for row in engine.query(
-                f"select {', '.join(table.names)} from {DATABASE}.{table.name} {final}"
-            )
-        ]
-        for table in ANALYSIS.tables
-    }
-
-
-def _utc(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    return value
-
-
 def refused(broker: MemoryBroker, catalogue: Catalogue) -> list[str]:
     """Return what should be on the dead letters and is not."""
     bad = [
@@ -124,7 +90,7 @@ def history(seed: int, *, dying: float = DYING, losing: float = LOSING) -> tuple
         return store
 
     deaths = survive(broker, make, HISTORY, rng)
-    found = differences(kept_in_postgres(dsn), recomputed(broker, HISTORY))
+    found = differences(in_postgres(dsn), recomputed(broker, HISTORY))
     return found + refused(broker, HISTORY), deaths
 
 
@@ -146,7 +112,7 @@ def analysis(seed: int, *, dying: float = DYING, losing: float = LOSING) -> tupl
         return store
 
     deaths = survive(broker, make, ANALYSIS, rng)
-    found = differences(kept_in_clickhouse(engine), recomputed(broker, ANALYSIS))
+    found = differences(in_clickhouse(engine), recomputed(broker, ANALYSIS))
     found += [] if again else inserted_twice(engine, broker)
     return found + aggregates(engine) + refused(broker, ANALYSIS), deaths
 
@@ -154,7 +120,7 @@ def analysis(seed: int, *, dying: float = DYING, losing: float = LOSING) -> tupl
 def inserted_twice(engine: Engine, broker: MemoryBroker) -> list[str]:
     """Return tables that hold more rows than there are events, before the server merges any."""
     wanted = recomputed(broker, ANALYSIS)
-    stored = kept_in_clickhouse(engine, final="")
+    stored = in_clickhouse(engine, final="")
     return [
         f"{name}: {len(stored[name])} rows were inserted for {len(rows)} events"
         for name, rows in wanted.items()
@@ -221,7 +187,7 @@ def check_zombies(seed: int) -> list[str]:
         except Fenced:
             fenced.append(usd)
         store.close()
-    [row] = kept_in_postgres(dsn)["offers"]
+    [row] = in_postgres(dsn)["offers"]
     return [] if fenced == [2] and 1_000_000 in row else [f"a zombie wrote {row}"]
 
 

@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
 from builders import START_US, offer, pool_state
 from faults.loops import FLEET
-from faults.sinks import differences, recomputed, run, topics
+from faults.sinks import differences, in_clickhouse, in_postgres, recomputed, run, topics
 from gpuloop.loop.shells.clickhouse_schema import DATABASE
 from gpuloop.loop.shells.clickhouse_store import ClickHouseStore
 from gpuloop.loop.shells.memory import MemoryBroker
@@ -45,26 +45,7 @@ def analysis(engine: Engine, reader: str = "sink-test") -> ClickHouseStore:
 
 
 def rows(dsn: str, table: Table) -> list[Row]:
-    with psycopg.connect(dsn, options="-c timezone=UTC") as connection:
-        found = connection.execute(f"select {', '.join(table.names)} from {SCHEMA}.{table.name}")
-        return [tuple(map(_utc, row)) for row in found.fetchall()]
-
-
-def _utc(value: Any) -> Any:
-    """Return a value as the mapping has it: one name for one zone."""
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    return value
-
-
-def events(engine: Engine, table: Table, *, final: str = "final") -> list[Row]:
-    names = ", ".join(table.names)
-    found = engine.query(f"select {names} from {DATABASE}.{table.name} {final}")
-    return [tuple(map(_utc, row)) for row in found]
-
-
-def everything(catalogue: Catalogue, read: Any) -> dict[str, list[Row]]:
-    return {table.name: read(table) for table in catalogue.tables}
+    return in_postgres(dsn)[table.name]
 
 
 def said(topic: str, key: str, message: Message, event_id: str = "e") -> Encoded:
@@ -76,7 +57,7 @@ def test_history_equals_the_topics(dsn: str) -> None:
     watch = run(broker, history(dsn), HISTORY)
     wanted = recomputed(broker, HISTORY)
     assert all(wanted.values())
-    assert differences(everything(HISTORY, lambda t: rows(dsn, t)), wanted) == []
+    assert differences(in_postgres(dsn), wanted) == []
     assert watch.letters
 
 
@@ -87,7 +68,7 @@ def test_analysis_equals_the_topics_and_no_row_is_there_twice(engine: Engine) ->
     assert {name for name, found in wanted.items() if not found} <= {
         "audit_records", "audit_checkpoints", "risks",
     }  # fmt: skip
-    assert differences(everything(ANALYSIS, lambda t: events(engine, t)), wanted) == []
+    assert differences(in_clickhouse(engine), wanted) == []
 
 
 def test_aggregates_equal_what_they_sum_up(engine: Engine) -> None:
@@ -125,13 +106,8 @@ def test_a_second_start_changes_nothing(dsn: str, engine: Engine) -> None:
     for _ in range(2):
         run(broker, history(dsn), HISTORY)
         run(broker, analysis(engine), ANALYSIS)
-    assert (
-        differences(everything(HISTORY, lambda t: rows(dsn, t)), recomputed(broker, HISTORY)) == []
-    )
-    assert (
-        differences(everything(ANALYSIS, lambda t: events(engine, t)), recomputed(broker, ANALYSIS))
-        == []
-    )
+    assert differences(in_postgres(dsn), recomputed(broker, HISTORY)) == []
+    assert differences(in_clickhouse(engine), recomputed(broker, ANALYSIS)) == []
 
 
 def test_the_sink_is_no_administrator(dsn: str) -> None:
@@ -161,8 +137,6 @@ def test_what_the_store_refuses_goes_whole_to_the_dead_letters_and_the_rest_is_w
 
 
 def replace_source(found: Offer, source: str) -> Offer:
-    import msgspec
-
     return msgspec.structs.replace(found, source=source, fleet=FLEET)
 
 
@@ -227,7 +201,7 @@ def test_a_column_that_a_newer_version_adds_is_added(dsn: str, engine: Engine) -
     old.open({part: 0 for topic in ANALYSIS.topics for part in broker.partitions(topic)})
     old.close()
     run(broker, analysis(engine), ANALYSIS)
-    assert events(engine, ANALYSIS["pool_states"])
+    assert in_clickhouse(engine)["pool_states"]
 
 
 def test_months_that_are_over_are_dropped(engine: Engine) -> None:

@@ -3,7 +3,9 @@
 Prometheus says which jobs hold GPUs and which wait; what began, moved or ended follows from the
 difference. A job that is missing once may only have been scraped late, so an end is told after
 `GONE_AFTER` answers without it, and never for want of an answer. What ran before the first answer
-is told as running and not as an arrival, so that a restart makes no demand.
+is told as running and not as an arrival, so that a restart makes no demand. An attempt is numbered
+by the second at which it was first seen: a collector that starts again knows of no earlier ones,
+and what it says must not stand behind them.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,7 +14,7 @@ from typing import Final
 
 from gpuloop.schemas.messages import JobEvent
 from gpuloop.schemas.messages.telemetry import JobKind
-from gpuloop.schemas.units import MAX_GPUS_PER_NODE, MAX_NODES_PER_JOB, MINUTE_US
+from gpuloop.schemas.units import MAX_GPUS_PER_NODE, MAX_NODES_PER_JOB, MINUTE_US, SECOND_US
 from gpuloop.streams.collect.answers import NO_POOL, Series
 
 GONE_AFTER: Final = 3
@@ -43,7 +45,7 @@ class _Job:
     since_us: int
     submitted_us: int
     told_us: int
-    attempt: int = 0
+    attempt: int
     done_us: int = 0
     missing: int = 0
 
@@ -102,20 +104,20 @@ class Jobs:
         for name in sorted(set(answered.queued) - set(answered.running)):
             job, gauge = self._jobs.get(name), answered.queued[name]
             if job is None:
-                self._jobs[name] = _Job(gauge, False, now_us, now_us, now_us)
+                self._jobs[name] = _Job(gauge, False, now_us, now_us, now_us, _attempt(now_us))
                 yield self._event(name, "submitted", now_us)
                 continue
             job.missing, job.gauge = 0, gauge
             if job.running:
                 self._worked(name, job, answered, now_us)
-                job.running, job.attempt = False, job.attempt + 1
+                job.running, job.attempt = False, _attempt(now_us)
                 yield self._event(name, "preempted", now_us)
 
     def _running(self, answered: Answered, now_us: int) -> Iterator[JobEvent]:
         for name in sorted(answered.running):
             job, gauge = self._jobs.get(name), answered.running[name]
             if job is None:
-                job = self._jobs[name] = _Job(gauge, True, now_us, now_us, now_us)
+                job = self._jobs[name] = _Job(gauge, True, now_us, now_us, now_us, _attempt(now_us))
                 if self._begun:
                     yield self._event(name, "submitted", now_us)
                     yield self._event(name, "started", now_us)
@@ -170,3 +172,7 @@ class Jobs:
             gpu_us_done=job.done_us,
             attempt=job.attempt,
         )
+
+
+def _attempt(now_us: int) -> int:
+    return now_us // SECOND_US

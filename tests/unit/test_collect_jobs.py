@@ -11,6 +11,7 @@ from gpuloop.streams.collect.answers import NUMBERS, NotAVector, Series, service
 from gpuloop.streams.collect.config import Services
 from gpuloop.streams.collect.jobs import GONE_AFTER, Answered, Jobs, gauges
 from gpuloop.streams.collect.readings import Stamp
+from gpuloop.streams.jobs import merge, state_of
 
 BEAT_US = 30_000_000
 
@@ -26,9 +27,9 @@ def holding(job: str, gpus: float, node: str = "n1", **labels: str) -> Series:
 class Server:
     """Answers beat after beat."""
 
-    def __init__(self) -> None:
-        self.jobs = Jobs("f", 7)
-        self.now_us = 0
+    def __init__(self, *, boot: int = 7, now_us: int = 0) -> None:
+        self.jobs = Jobs("f", boot)
+        self.now_us = now_us
 
     def says(
         self, *running: Series, queued: tuple[Series, ...] = (), failed: tuple[str, ...] = (),
@@ -110,9 +111,24 @@ def test_a_job_that_gave_up_waiting_was_cancelled(server: Server) -> None:
 
 def test_a_job_that_waits_again_was_preempted_and_starts_another_attempt(server: Server) -> None:
     server.says(holding("j", 8))
-    assert server.kinds(queued=(holding("j", 8),)) == [("j", "preempted")]
-    (again,) = server.says(holding("j", 8))
-    assert (again.kind, again.attempt) == ("started", 1)
+    first = server.says(holding("j", 8), holding("k", 8))[0].attempt
+    assert server.kinds(holding("k", 8), queued=(holding("j", 8),)) == [("j", "preempted")]
+    again = server.says(holding("j", 8), holding("k", 8))[0]
+    assert (again.job, again.kind) == ("j", "started")
+    assert again.attempt > first
+
+
+def test_a_collector_that_starts_again_is_believed_about_a_job_of_several_attempts() -> None:
+    old, row = Server(), None
+    for running, waiting in ((True, False), (False, True), (True, False)):
+        job = (holding("j", 8),)
+        for event in old.says(*job * running, queued=job * waiting):
+            row = merge(row, event)
+    new = Server(boot=8, now_us=old.now_us)
+    for event in new.says(holding("j", 8, node="n2")):
+        row = merge(row, event)
+    assert row is not None
+    assert (state_of(row).phase, state_of(row).nodes) == ("running", ("n2",))
 
 
 def test_work_is_what_was_held_unless_it_is_measured(server: Server) -> None:

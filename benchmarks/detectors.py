@@ -1,6 +1,6 @@
 """What of injected faults and sensor defects is noticed, how soon, and what is cried for nothing.
 
-    python benchmarks/detectors.py --seeds 4 --hours 12 [--traces FOLDER]
+    python benchmarks/detectors.py --seeds 3 --hours 12 [--traces FOLDER]
 
 Each seed is a fleet of its own in the twin, warmed up for four hours; every class strikes a copy of
 it once, at a subject at work. Recall counts culprits that were named within 45 minutes (150 for the
@@ -36,7 +36,7 @@ FIRST_QUIET_SEED = 3000
 def main() -> None:
     """Run the cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--hours", type=int, default=12)
     parser.add_argument("--traces", type=Path, default=None)
     options = parser.parse_args()

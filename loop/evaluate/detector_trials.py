@@ -26,11 +26,11 @@ from gpuloop.twin.world import World, build_world
 
 Fault = Literal["thermal", "link", "ecc"]
 Defect = Literal[
-    "frozen", "contradictory", "impossible", "silent", "hung", "miscalibrated", "hot_aisle"
+    "frozen", "contradictory", "impossible", "silent", "hung", "miscalibrated", "worn", "hot_aisle"
 ]
 FAULTS: Final[tuple[Fault, ...]] = ("thermal", "link", "ecc")
 DEFECTS: Final[tuple[Defect, ...]] = (
-    "frozen", "contradictory", "impossible", "silent", "hung", "miscalibrated", "hot_aisle",
+    "frozen", "contradictory", "impossible", "silent", "hung", "miscalibrated", "worn", "hot_aisle",
 )  # fmt: skip
 
 WARM_UP_MINUTES: Final = 240
@@ -264,6 +264,13 @@ def _defect(what: Fault | Defect, culprit: str, struck_us: int) -> Alter:
             case "miscalibrated":
                 low_gain = tuple(_scaled(watts, _LOW_GAIN) for watts in sample.power_watts)
                 return replace(sample, power_watts=low_gain)
+            case "worn":
+                return replace(
+                    sample,
+                    sm_active=tuple(_scaled(v, 0.6) for v in sample.sm_active),
+                    tensor_active=tuple(_scaled(v, 0.4) for v in sample.tensor_active),
+                    power_watts=tuple(_scaled(v, 0.85) for v in sample.power_watts),
+                )
             case "hot_aisle":
                 minutes = (sample.event_time_us - struck_us) / MINUTE_US
                 more = min(_WARMING_PER_MINUTE * minutes, _WARMING_MOST)
@@ -280,7 +287,7 @@ def _defect(what: Fault | Defect, culprit: str, struck_us: int) -> Alter:
 
 
 def _scaled(value: float | None, gain: float) -> float | None:
-    return None if value is None else round(value * gain, 1)
+    return None if value is None else round(value * gain, 3)
 
 
 def _mean(values: tuple[float | None, ...]) -> float:

@@ -6,12 +6,14 @@ their pool, power by utilisation and temperature by power. The laws are least sq
 of a day, too slow to follow what a node or a cooler does within hours.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuloop.reasoning.series import MOST
 from gpuloop.schemas.component import State
 from gpuloop.schemas.messages import NodeState
 
@@ -31,6 +33,8 @@ STEADY_SHARE: Final = 0.12
 """Power that moved by more than this share of itself: heat is still on its way."""
 MEMORY: Final = 1.0 - 1.0 / (24 * 60)
 """What a minute's evidence is worth a minute later."""
+MAX_NAME_LENGTH: Final = 200
+"""What a message can name."""
 MIN_EVIDENCE: Final = 120.0
 """Node-minutes from which a law is believed."""
 
@@ -100,20 +104,26 @@ class NodeMemory(State):
 
 
 def remember(node: NodeState, minute: int, known: NodeMemory | None) -> NodeMemory:
-    """Return a node's memory with a newer state in it; a doubted reading is none."""
-    sensed = [
-        np.nan if name in node.doubts or (feature := node.features.get(name)) is None
-        or feature.value is None else feature.value
-        for name in SENSED
-    ]  # fmt: skip
+    """Return a node's memory with a newer state in it; a doubted or absurd reading is none."""
+    sensed = [_sensed(node, name) for name in SENSED]
     powers = known.powers if known is not None and known.pool == node.pool else []
     return NodeMemory(
         pool=node.pool,
         minute=minute,
         sensed=sensed,
-        doubts=dict(node.doubts),
+        doubts={
+            name: doubt for name, doubt in node.doubts.items() if 0 < len(name) <= MAX_NAME_LENGTH
+        },
         powers=[*powers, sensed[3]][-STEADY_MINUTES:],
     )
+
+
+def _sensed(node: NodeState, name: str) -> float:
+    feature = node.features.get(name)
+    if feature is None or feature.value is None or name in node.doubts:
+        return math.nan
+    # One number that squares to infinity would be in the laws for good.
+    return feature.value if abs(feature.value) <= MOST else math.nan
 
 
 def is_steady(memory: NodeMemory) -> bool:

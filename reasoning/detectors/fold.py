@@ -55,6 +55,7 @@ FORGET_MINUTES: Final = 120
 LATE_MINUTES: Final = 2
 SILENT_MINUTES: Final = 3
 MAX_NAMED: Final = 5
+MAX_DOUBTS: Final = 32
 
 
 class PoolMemory(State):
@@ -217,7 +218,7 @@ def _sensors(state: DetectorsState, fresh: dict[str, NodeMemory]) -> Iterator[Fi
         if episode.kind == "sensor":
             known.setdefault(episode.subject, set()).add(episode.metric)
     for name, node in fresh.items():
-        for metric in sorted(node.doubts.keys() | known.get(name, set())):
+        for metric in sorted(node.doubts.keys() | known.get(name, set()))[:MAX_DOUBTS]:
             doubt = node.doubts.get(metric)
             yield Finding(
                 subject=name,

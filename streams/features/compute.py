@@ -13,7 +13,7 @@ import numpy as np
 
 from gpuloop.schemas.component import State
 from gpuloop.schemas.messages import FeatureVector, PoolState
-from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US, USD_MICROS
+from gpuloop.schemas.units import HOUR_US, INT64_MAX, MINUTE_US, SECOND_US, USD_MICROS
 from gpuloop.streams.features.definitions import (
     DAY_US,
     LAGS,
@@ -75,7 +75,8 @@ def rates(track: Track, tick_us: int, counters: Sequence[int]) -> list[float | N
     Ticks must rise; what comes late has no rate.
     """
     before, then_us = track.counters, track.counted_us
-    track.counters, track.counted_us = list(counters), tick_us
+    track.counters = [min(count, INT64_MAX) for count in counters]
+    track.counted_us = tick_us
     if then_us == NEVER:
         return [None] * len(counters)
     minutes = (tick_us - then_us) / MINUTE_US

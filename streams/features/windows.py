@@ -30,6 +30,8 @@ PANES: Final = tuple(
     if window.pane_us > MINUTE_US
 )
 """Minutes of a pane and number of panes kept, by tier: one more for the lag, one to begin."""
+MOST: Final = 1e18
+"""The largest number that is taken for one; what is beyond would drown all others for a week."""
 _NOISE: Final = 1e-9
 """Deviations below this part of the mean are rounding: the series stood still."""
 
@@ -90,7 +92,8 @@ def put(past: Windows, minute: int, values: Floats, quality: Floats) -> Taken:
     row = past.ring()[minute % RING_MINUTES]
     if row["minute"] == minute:
         return "duplicate"
-    values = values.astype(np.float32).astype(np.float64)  # What is kept is what is counted.
+    kept = np.where(np.abs(values) <= MOST, values, np.nan)
+    values = kept.astype(np.float32).astype(np.float64)  # What is kept is what is counted.
     row["minute"], row["value"], row["quality"] = minute, values, quality
     known = np.isfinite(values)
     for tier, (size, count) in enumerate(PANES):

@@ -337,5 +337,22 @@ def test_a_node_from_the_far_future_is_refused() -> None:
         component.step(component.initial(), received("state.nodes", far), at(START_US))
 
 
+@pytest.mark.parametrize("absurd", [1e308, -1e308, 1e20])
+def test_an_absurd_reading_teaches_nothing(healthy: bytes, absurd: float) -> None:
+    state = load(DetectorsState, healthy)
+    state, found, _ = live(240, 5, state, ill={"sensed": {"power_watts": absurd}})
+    assert found == []
+    assert np.isfinite(state.pools["a100"].laws.power.xy)
+    _, found, _ = live(245, 15, state, ill={"sensed": {"power_watts": 90.0}})
+    assert [one.metric for one in found] == ["power_excess"]
+
+
+def test_small_departures_together_are_rare_where_none_alone_is(healthy: bytes) -> None:
+    used = 0.3 + 0.6 * (hash_of(NODES[0]) % 97) / 97
+    worn = {"sm_active": 0.42 * used, "tensor_active": 0.09 * used}
+    worn |= {"power_watts": 0.75 * (70 + 500 * used), "temperature_celsius": 33 + 24 * used}
+    assert after(healthy, ill={"sensed": worn}) == [("joint", NODES[0], "behaviour")]
+
+
 def test_memory_is_bounded(healthy: bytes) -> None:
     assert len(healthy) < 100_000

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from builders import START_US, at, pool_state, received
@@ -12,8 +11,8 @@ from gpuloop.ops.cli.features import page
 from gpuloop.schemas.codec import BadInput, encode
 from gpuloop.schemas.component import Output, load, save
 from gpuloop.schemas.messages import FeatureVector, PoolState
-from gpuloop.schemas.messages.state import ClassState, QueueState
-from gpuloop.schemas.units import HOUR_US, MINUTE_US
+from gpuloop.schemas.messages.state import ClassState, Feature, QueueState
+from gpuloop.schemas.units import HOUR_US, INT64_MAX, MINUTE_US
 from gpuloop.streams.features.compute import temporal
 from gpuloop.streams.features.definitions import (
     BY_DIGEST,
@@ -108,8 +107,7 @@ def test_quality_is_the_share_of_a_window_that_is_known() -> None:
 
 
 def test_a_sensor_of_little_quality_makes_windows_of_little_quality() -> None:
-    weak = {"utilisation": msgspec.convert({"value": 0.5, "age_us": MINUTE_US, "quality": 0.25},
-            type=type(state(0).features["utilisation"]))}  # fmt: skip
+    weak = {"utilisation": Feature(value=0.5, age_us=MINUTE_US, quality=0.25)}
     _, told = tell(state(m, features=weak) for m in range(60))
     last = vectors(told)[-1]
     assert feature(last, "utilisation") == (0.5, MINUTE_US, 0.25)
@@ -171,6 +169,16 @@ def test_a_state_from_the_far_future_is_refused() -> None:
     far = received("state.pools", state(600))
     with pytest.raises(BadInput):
         component.step(component.initial(), far, at(START_US))
+
+
+def test_an_absurd_number_is_not_known_and_spoils_nothing() -> None:
+    absurd = {"utilisation": Feature(value=1e308, age_us=0, quality=1.0)}
+    known, told = tell([state(0), state(1, features=absurd), state(2)])
+    assert value(vectors(told)[1], "utilisation.max_5m") == 0.5
+    assert value(vectors(told)[2], "utilisation.mean_5m") == 0.5
+    huge = tuple(ClassState(job_class=f"c{n:02}", running_jobs=0, running_gpus=0,
+                 arrived_jobs=0, arrived_gpus=INT64_MAX) for n in range(40))  # fmt: skip
+    assert save(tell([state(3, classes=huge)], known)[0])
 
 
 def test_job_classes_have_features_of_their_own() -> None:

@@ -28,6 +28,9 @@ log: Final = logging.getLogger("librdkafka")
 URGENT: Final = frozenset({"telemetry.faults"})
 URGENT_CAPACITY: Final = 1_000
 IN_FLIGHT: Final = 500
+HELD_BYTES: Final = 64 * 1024 * 1024
+RECORD_BYTES: Final = 1_200
+"""What a record takes in memory beside its value: its key and eight headers."""
 
 Acknowledge = Callable[[str | None], None]
 """Called once for each record with None, or with why it was not written."""
@@ -101,11 +104,21 @@ class KafkaSender:
 class Outbox:
     """What was said and not yet acknowledged. Any thread may offer; one thread pumps."""
 
-    def __init__(self, sender: Sender, *, capacity: int, in_flight: int = IN_FLIGHT) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        *,
+        capacity: int,
+        in_flight: int = IN_FLIGHT,
+        held_bytes: int = HELD_BYTES,
+    ) -> None:
+        """Let at most `capacity` samples wait, in at most `held_bytes` of memory."""
         self._sender: Final = sender
+        self._capacity: Final = capacity
+        self._bytes_left = held_bytes
         self._in_flight_most: Final = in_flight
         self._lock: Final = threading.Lock()
-        self._samples: Final[deque[Encoded]] = deque(maxlen=capacity)
+        self._samples: Final[deque[Encoded]] = deque()
         self._urgent: Final[deque[Encoded]] = deque(maxlen=URGENT_CAPACITY)
         self._in_flight = 0
         self._since_us: int | None = None
@@ -128,11 +141,11 @@ class Outbox:
         """Take records in order; when full, the oldest that waits makes room and is counted."""
         with self._lock:
             for record in records:
-                line = self._urgent if record.topic in URGENT else self._samples
-                if len(line) == line.maxlen:
-                    self._hand_over()  # Nothing gives way while there is room further on.
-                self._dropped += len(line) == line.maxlen
-                line.append(record)
+                if record.topic in URGENT:
+                    self._dropped += len(self._urgent) == URGENT_CAPACITY
+                    self._urgent.append(record)
+                else:
+                    self._keep(record)
             self._hand_over()
 
     def pump(self, timeout_s: float) -> None:
@@ -167,12 +180,30 @@ class Outbox:
         """Give up what is not written."""
         self._sender.close()
 
+    def _keep(self, sample: Encoded) -> None:
+        """Take a sample into the line; nothing gives way while there is room further on."""
+        size = _size(sample)
+        if self._is_full(size):
+            self._hand_over()
+        while self._samples and self._is_full(size):
+            self._bytes_left += _size(self._samples.popleft())
+            self._dropped += 1
+        self._samples.append(sample)
+        self._bytes_left -= size
+
+    def _is_full(self, size: int) -> bool:
+        return len(self._samples) >= self._capacity or self._bytes_left < size
+
     def _held(self) -> int:
         return self._in_flight + len(self._urgent) + len(self._samples)
 
     def _hand_over(self) -> None:
         while self._in_flight < self._in_flight_most and (self._urgent or self._samples):
-            record = (self._urgent or self._samples).popleft()
+            if self._urgent:
+                record = self._urgent.popleft()
+            else:
+                record = self._samples.popleft()
+                self._bytes_left += _size(record)
             self._sender.send(record, self._acknowledgement(record.topic))
             self._in_flight += 1
             if self._since_us is None:
@@ -189,3 +220,7 @@ class Outbox:
                 self._since_us = monotonic_us() if self._held() else None
 
         return acknowledge
+
+
+def _size(record: Encoded) -> int:
+    return RECORD_BYTES + len(record.value)

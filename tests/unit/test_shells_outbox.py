@@ -5,12 +5,12 @@ import itertools
 import pytest
 
 from gpuloop.loop.shells.broker import BrokerError
-from gpuloop.loop.shells.outbox import Acknowledge, Outbox
+from gpuloop.loop.shells.outbox import RECORD_BYTES, Acknowledge, Outbox
 from gpuloop.schemas.codec import Encoded
 
 
-def record(number: int, topic: str = "telemetry.gpu") -> Encoded:
-    return Encoded(topic=topic, key=b"n", headers=(), value=str(number).encode())
+def record(number: int, topic: str = "telemetry.gpu", *, digits: int = 1) -> Encoded:
+    return Encoded(topic=topic, key=b"n", headers=(), value=f"{number:0{digits}}".encode())
 
 
 class Broker:
@@ -136,3 +136,18 @@ def test_nothing_gives_way_while_acknowledgements_have_made_room(
     broker.poll(0)
     outbox.offer([record(14)])
     assert outbox.counted()[1] == 0
+
+
+def test_large_samples_are_bounded_by_what_they_take_in_memory(broker: Broker) -> None:
+    outbox = Outbox(broker, capacity=1_000, in_flight=1, held_bytes=10 * (RECORD_BYTES + 1_000))
+    broker.away = True
+    large = [record(number, digits=1_000) for number in range(50)]
+    outbox.offer(large)
+    assert outbox.held == 1 + 10
+    assert outbox.counted()[1] == 39
+    broker.away = False
+    outbox.drain(1)
+    assert broker.written == [0, *range(40, 50)]
+    broker.away = True
+    outbox.offer(large)
+    assert outbox.held == 1 + 10

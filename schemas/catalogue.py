@@ -153,7 +153,7 @@ _TOPICS: Final = (
     ),
     _topic(
         "insight.features", "pool", m.FeatureVector, retention_ms=DAY_MS,
-        by=("forecaster",), to=("people",),
+        by=("forecaster",), to=("people", ANALYSIS),
         description="Features of pools and job classes, once per minute.",
     ),
     _topic(

@@ -24,7 +24,9 @@ TYPES: Final = {
     "bool": "Bool",
     "time": "DateTime64(6, 'UTC')",
     "texts": "Array(String)",
+    "ints": "Array(Int64)",
     "floats": "Array(Float64)",
+    "measures": "Array(Nullable(Float64))",
 }
 
 

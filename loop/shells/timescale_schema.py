@@ -42,7 +42,9 @@ TYPES: Final = {
     "bool": "boolean",
     "time": "timestamptz",
     "texts": "text[]",
+    "ints": "bigint[]",
     "floats": "double precision[]",
+    "measures": "double precision[]",
 }
 
 AGGREGATES: Final = {

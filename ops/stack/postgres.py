@@ -31,6 +31,7 @@ _SETTINGS: Final = {
     "listen_addresses": LOOPBACK,
     "unix_socket_directories": "",
     "shared_buffers": "32MB",
+    "max_wal_size": "128MB",
     "max_connections": "40",
     "jit": "off",
     "log_min_messages": "warning",

@@ -16,6 +16,7 @@ from gpuloop.schemas.messages import (
     Cause,
     Command,
     Decision,
+    FeatureVector,
     Forecast,
     Outcome,
     Reward,
@@ -167,7 +168,10 @@ ANOMALIES: Final = _table(
     *fields("word", "fleet", "pool", "metric", "state"),
     event_id(),
     *fields("text", "anomaly_id", "subject"),
-    *fields("float", "value", "expected", "score"),
+    *fields("float", "value", "expected", "score", "threshold"),
+    *fields("word", "kind", "detector"),
+    field("since_us", "int", nullable=True),
+    *fields("text", "evidence"),
     about="Departures of a subject from its own past.",
 )  # fmt: skip
 
@@ -204,6 +208,17 @@ FORECASTS: Final = _table(
     about="Demand to come, as quantiles at each horizon.",
 )  # fmt: skip
 
+FEATURE_VECTORS: Final = _table(
+    "feature_vectors", FeatureVector, ("insight.features",),
+    _time("tick_us"),
+    *fields("word", "fleet", "pool", "job_class", "definitions"),
+    event_id(),
+    Column("values", "measures", lambda source: list(source.message.values)),
+    Column("ages_us", "ints", lambda source: list(source.message.ages_us)),
+    _floats("quality"),
+    about="Features of pools and job classes, in the order of their definitions.",
+)  # fmt: skip
+
 RISKS: Final = _table(
     "risks", Risk, ("insight.risks",),
     _time("tick_us"),
@@ -218,6 +233,6 @@ RISKS: Final = _table(
 ANALYSIS: Final = Catalogue(
     (
         POOL_STATES, DECISIONS, COMMANDS, OUTCOMES, REWARDS, AUDIT, CHECKPOINTS,
-        ANOMALIES, CAUSES, FORECASTS, RISKS,
+        ANOMALIES, CAUSES, FORECASTS, FEATURE_VECTORS, RISKS,
     )
 )  # fmt: skip

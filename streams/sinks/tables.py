@@ -13,10 +13,24 @@ from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.messages import Message
 from gpuloop.schemas.units import calendar_time
 
-Kind = Literal["text", "word", "int", "float", "bool", "time", "texts", "floats"]
-"""`word` is text of few different values, which a store may keep as a dictionary."""
+Kind = Literal[
+    "text", "word", "int", "float", "bool", "time", "texts", "ints", "floats", "measures"
+]
+"""`word` is text of few different values, which a store may keep as a dictionary; `measures` are
+numbers of which any may be missing."""
 
-Value = str | int | float | bool | datetime | list[str] | list[float] | None
+Value = (
+    str
+    | int
+    | float
+    | bool
+    | datetime
+    | list[str]
+    | list[int]
+    | list[float]
+    | list[float | None]
+    | None
+)
 Row = tuple[Value, ...]
 
 LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)

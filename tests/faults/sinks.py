@@ -27,7 +27,8 @@ from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.loop.shells.sink import Limits, Sink, Store, StoreDown, Written
 from gpuloop.loop.shells.timescale import TimescaleStore
 from gpuloop.loop.shells.timescale_schema import SCHEMA
-from gpuloop.schemas.codec import BadInput, decode, encode
+from gpuloop.schemas.codec import BadInput, Encoded, decode, encode
+from gpuloop.schemas.messages import FeatureVector
 from gpuloop.schemas.units import MINUTE_US
 from gpuloop.streams.sinks.analysis import ANALYSIS
 from gpuloop.streams.sinks.history import HISTORY
@@ -161,13 +162,23 @@ def topics(seed: int, *, minutes: int = 30, again: float = 0.1) -> MemoryBroker:
     for number, minute in enumerate(told()[:minutes]):
         asked = msgspec.structs.replace(offer(at_us=START_US + number * MINUTE_US), fleet=FLEET)
         price = encode("market.offers", "k", asked, event_id=f"offer {number}", source="test")
-        for record in (*minute, price):
+        for record in (*minute, price, _vector(number)):
             broker.produce([record])
             if rng.random() < again:
                 broker.produce([record])
             if rng.random() < 0.05:
                 broker.produce([poison(record, rng)])
     return broker
+
+
+def _vector(minute: int) -> Encoded:
+    """Return features of a pool, one of which is not known."""
+    tick_us = START_US + minute * MINUTE_US
+    vector = FeatureVector(
+        fleet=FLEET, pool="a100", job_class="batch", tick_us=tick_us, definitions="0" * 64,
+        values=(None, 0.1 * minute), ages_us=(0, minute), quality=(0.0, 1.0),
+    )  # fmt: skip
+    return encode("insight.features", "k", vector, event_id=f"vector {minute}", source="test")
 
 
 def recomputed(broker: Broker, catalogue: Catalogue) -> dict[str, dict[Row, Row]]:

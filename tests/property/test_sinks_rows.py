@@ -17,7 +17,7 @@ from gpuloop.streams.sinks.tables import Catalogue, Column, Table, Value
 
 KINDS: dict[str, type] = {
     "text": str, "word": str, "int": int, "float": float, "bool": bool, "time": datetime,
-    "texts": list, "floats": list,
+    "texts": list, "ints": list, "floats": list, "measures": list,
 }  # fmt: skip
 CASES = [
     pytest.param(catalogue, table, topic, id=f"{table.name}-{topic}")

@@ -19,6 +19,9 @@ from gpuloop.loop.shells.timescale_schema import SCHEMA, History, Keep, staged
 from gpuloop.streams.sinks.tables import Catalogue, Row, Table
 
 CONNECT_SECONDS: Final = 5
+SILENT_MS: Final = 20_000
+"""After so long without an acknowledgement the network is taken for gone."""
+
 SESSION: Final = (
     "-c timezone=UTC -c statement_timeout=60000 -c lock_timeout=3000 -c client_min_messages=warning"
 )
@@ -78,6 +81,10 @@ class TimescaleStore:
             dsn,
             autocommit=True,
             connect_timeout=CONNECT_SECONDS,
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+            tcp_user_timeout=SILENT_MS,
             application_name=self._reader,
             options=SESSION,
         )

@@ -87,6 +87,7 @@ def up(
     """Start the stack here, watch it, stop it with Ctrl-C; it resumes its world.
 
     Runs Kafka, PostgreSQL, ClickHouse's engine and every service as processes of this machine.
+    Two of them keep history in the stores; --without postgres or clickhouse leaves theirs out.
     The world is kept in the stack's folder; --fresh or another --state-dir begins another.
     """
     asked: dict[str, object] = {

@@ -11,7 +11,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import clickhouse_connect
 import pytest
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
 
 from gpuloop.ops.stack.ports import free_ports
 
@@ -61,3 +64,37 @@ def test_other_processes_write_and_ask_over_http(url: str, tmp_path: Path) -> No
     assert status == 400
     assert "Syntax error" in complaint
     assert query(url, "select 1", "guessed")[0] == 404
+
+
+def test_a_client_of_clickhouse_writes_and_asks_as_of_a_server(url: str, tmp_path: Path) -> None:
+    client = connected(url, (tmp_path / "clickhouse.token").read_text())
+    client.command(
+        "create table t (n Int64, s String) engine = MergeTree order by n"
+        " settings non_replicated_deduplication_window = 10"
+    )
+    for _ in range(2):  # The second is the same batch again.
+        client.raw_insert(
+            "t", ["n", "s"], b'{"n":1,"s":"a\\nb"}\n{"n":2,"s":"c"}', fmt="JSONEachRow",
+            settings={"insert_deduplication_token": "one"},
+        )  # fmt: skip
+    client.raw_insert("t", ["n", "s"], b'{"n":3,"s":"d"}', fmt="JSONEachRow")
+    assert client.query("select n, s from t order by n").result_rows == [
+        (1, "a\nb"), (2, "c"), (3, "d"),
+    ]  # fmt: skip
+    with pytest.raises(DatabaseError) as complaint:
+        client.query("selec 1")
+    assert complaint.value.code == 62
+    client.close()
+
+
+def test_a_guessed_password_opens_nothing(url: str) -> None:
+    with pytest.raises(ClickHouseError):
+        connected(url, "guessed")
+
+
+def connected(url: str, password: str) -> Client:
+    port = int(url.rpartition(":")[2])
+    return clickhouse_connect.get_client(
+        host="127.0.0.1", port=port, username="anyone", password=password,
+        compress=False, autogenerate_session_id=False, query_retries=0,
+    )  # fmt: skip

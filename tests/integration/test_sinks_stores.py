@@ -10,6 +10,7 @@ import pytest
 from builders import START_US, offer, pool_state
 from faults.loops import FLEET
 from faults.sinks import differences, in_clickhouse, in_postgres, recomputed, run, topics
+from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.clickhouse_schema import DATABASE
 from gpuloop.loop.shells.clickhouse_store import ClickHouseStore
 from gpuloop.loop.shells.memory import MemoryBroker
@@ -27,6 +28,7 @@ from stores import Engine, Postgres
 pytestmark = pytest.mark.stores
 
 DAY_US = 24 * HOUR_US
+START = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=START_US)
 
 
 @pytest.fixture
@@ -140,6 +142,52 @@ def replace_source(found: Offer, source: str) -> Offer:
     return msgspec.structs.replace(found, source=source, fleet=FLEET)
 
 
+@pytest.mark.parametrize("kind", ["history", "analysis"])
+def test_what_expired_unread_is_counted_and_the_rest_is_written(
+    dsn: str, engine: Engine, kind: str
+) -> None:
+    def states(first: int, last: int) -> list[Encoded]:
+        return [
+            said("state.pools", "a100", pool_state(tick_us=START_US + n, fleet=FLEET), str(n))
+            for n in range(first, last)
+        ]
+
+    def watched() -> int:
+        if kind == "history":
+            return run(broker, history(dsn), HISTORY).missing
+        return run(broker, analysis(engine), ANALYSIS).missing
+
+    broker, part = MemoryBroker(), Partition("state.pools", 0)
+    broker.produce(states(0, 3))
+    assert watched() == 0
+    broker.produce(states(3, 9))
+    broker.expire(part, 5)
+    assert watched() == 2
+    kept = in_postgres(dsn) if kind == "history" else in_clickhouse(engine)
+    ticks = {round((row[0] - START).total_seconds() * 1e6) for row in kept["pool_states"]}
+    assert ticks == {0, 1, 2, 5, 6, 7, 8}
+    assert watched() == 0
+
+
+@pytest.mark.parametrize("kind", ["history", "analysis"])
+def test_a_topic_that_begins_anew_is_read_from_its_beginning(
+    dsn: str, engine: Engine, kind: str
+) -> None:
+    for first, count in ((0, 5), (100, 2)):
+        broker = MemoryBroker()
+        for n in range(first, first + count):
+            state = pool_state(tick_us=START_US + n, fleet=FLEET)
+            broker.produce([said("state.pools", "a100", state, str(n))])
+        for _ in range(2):
+            if kind == "history":
+                run(broker, history(dsn), HISTORY)
+            else:
+                run(broker, analysis(engine), ANALYSIS)
+    kept = in_postgres(dsn) if kind == "history" else in_clickhouse(engine, final="")
+    ticks = sorted(round((row[0] - START).total_seconds() * 1e6) for row in kept["pool_states"])
+    assert ticks == [0, 1, 2, 3, 4, 100, 101]
+
+
 def test_old_days_are_dropped_and_days_to_come_have_room(dsn: str) -> None:
     broker = MemoryBroker()
     for day in range(6):
@@ -151,8 +199,7 @@ def test_old_days_are_dropped_and_days_to_come_have_room(dsn: str) -> None:
     store.tend(START_US + 5 * DAY_US)
     store.close()
     kept = sorted(row[0] for row in rows(dsn, HISTORY["pool_states"]))
-    start = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=START_US)
-    assert kept == [start + timedelta(days=day) for day in (3, 4, 5)]
+    assert kept == [START + timedelta(days=day) for day in (3, 4, 5)]
     with psycopg.connect(dsn) as connection:
         names = {
             name
@@ -162,7 +209,7 @@ def test_old_days_are_dropped_and_days_to_come_have_room(dsn: str) -> None:
             ).fetchall()
         }
         rest = connection.execute(f"select count(*) from {SCHEMA}.pool_states_rest").fetchone()
-    days = {(start + timedelta(days=day)).strftime("%Y%m%d") for day in range(3, 8)}
+    days = {(START + timedelta(days=day)).strftime("%Y%m%d") for day in range(3, 8)}
     assert names == {f"pool_states_{day}" for day in days} | {"pool_states_rest"}
     assert rest == (0,)
 

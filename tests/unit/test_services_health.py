@@ -7,7 +7,8 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -211,3 +212,42 @@ def test_what_ends_a_thread_is_logged_like_what_ends_the_process(
     said = json.loads(line)
     assert (said["message"], said["ended_thread"]) == ("a thread failed", "deep-tier")
     assert "IndexError" in said["exception"]
+
+
+@pytest.mark.parametrize(("word", "status"), [(TOKEN, 200), ("guessed", 404)])
+def test_an_interface_takes_the_token_as_anyones_password(word: str, status: int) -> None:
+    secret = b64encode(f"anyone:{word}".encode()).decode()
+    found = put({"Authorization": f"Basic {secret}"}, anywhere=False)
+    assert found[0] == status
+    assert (found[1] == b"this||body") == (status == 200)
+
+
+@pytest.mark.parametrize(("anywhere", "status"), [(False, 404), (True, 200)])
+def test_only_a_token_that_was_given_out_opens_under_other_names(
+    anywhere: bool, status: int
+) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "Host": "clickhouse-embedded:8080"}
+    assert put(headers, anywhere=anywhere)[0] == status
+
+
+def put(headers: dict[str, str], *, anywhere: bool) -> tuple[int, bytes]:
+    """Return what an interface answers to a body with these headers."""
+
+    def repeat(asked: Mapping[str, str], body: bytes) -> Answer:
+        text = f"{asked['what']}|{asked['empty']}|".encode() + body
+        return Answer(status=200, content_type="text/plain", body=text)
+
+    server = HealthServer(
+        Health("clickhouse"), host="127.0.0.1", port=0, token=TOKEN,
+        interface=repeat, anywhere=anywhere,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{server.port}/?what=this&empty="
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data=b"body", headers=headers), timeout=5
+        ) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+    finally:
+        server.close()

@@ -1,4 +1,4 @@
-"""The causes process: the fold in the journaled shell, and the deep tier beside it.
+"""The causes process: causes and detectors in the journaled shell, and the deep tier beside it.
 
 A fast cause that leaves the fold is put to the deep tier as a question, answered under a deadline
 on a thread of its own, and written to `insight.causes`. That answer depends on wall time, so it is
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 from gpuloop.loop.services import metrics
 from gpuloop.loop.services.causal_worker import PATIENCE_SECONDS, CausalWorker
@@ -24,6 +24,7 @@ from gpuloop.loop.shells.clock import monotonic_us
 from gpuloop.loop.shells.fold import Executed, encode_outputs, source_of
 from gpuloop.loop.shells.journal import Saved
 from gpuloop.loop.shells.kafka import KafkaBroker
+from gpuloop.loop.shells.together import Both, Together
 from gpuloop.reasoning.causes import (
     Causes,
     CausesState,
@@ -31,14 +32,27 @@ from gpuloop.reasoning.causes import (
     analysis_request,
     causal_cause,
 )
+from gpuloop.reasoning.detectors.fold import Detectors, DetectorsState
 from gpuloop.schemas.codec import Record
-from gpuloop.schemas.component import Output, S
+from gpuloop.schemas.component import Output, S, State
 from gpuloop.schemas.messages import Cause
 
 DEADLINE_SECONDS: Final = 20.0
 MAX_WAITING: Final = 16
 
 log = logging.getLogger("causes")
+
+
+class Diagnosis(Together[CausesState, DetectorsState]):
+    """The causes and the detectors: both notice, one explains."""
+
+    name: ClassVar[str] = Causes.name
+    inputs: ClassVar[tuple[str, ...]] = Causes.inputs
+    state_version: ClassVar[int] = Causes.state_version + Detectors.state_version
+
+    def __init__(self, fleet: str) -> None:
+        """Notice and explain what departs in `fleet`."""
+        super().__init__(Causes(fleet), Detectors(fleet), Both[CausesState, DetectorsState])
 
 
 def main(settings: Settings) -> None:
@@ -58,9 +72,9 @@ def main(settings: Settings) -> None:
         broker.close()
 
 
-def build(settings: Settings) -> Causes:
+def build(settings: Settings) -> Diagnosis:
     """Return the component that the settings describe."""
-    return Causes(settings.fleet)
+    return Diagnosis(settings.fleet)
 
 
 class DeepTierEnded(RuntimeError):
@@ -85,8 +99,9 @@ class _Watcher(ProcessWatcher):
     ) -> None:
         """Say that a cut is done, and ask about what it found."""
         super().cut(records, executed, saved, skipped=skipped, took_us=took_us)
-        if isinstance(executed.state, CausesState):
-            self._deep.follow(executed.state, executed.outputs)
+        state: State = executed.state
+        if isinstance(state, Both) and isinstance(state.first, CausesState):
+            self._deep.follow(state.first, executed.outputs)
 
 
 class DeepTier:

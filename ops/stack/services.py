@@ -97,7 +97,7 @@ _TABLE: Final = (
         needs=("topics", "decider"),
         state="journal and snapshots",
         on_failure="loads its snapshot and follows the journal; decisions go on without causes",
-        memory_mib=768,
+        memory_mib=896,
         niceness=5,
     ),
     Service(

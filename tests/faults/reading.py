@@ -12,13 +12,13 @@ from faults.poison import KEY, Spoil, told
 from gpuloop.loop.decide.decider import Decider
 from gpuloop.loop.evaluate.evaluator import Evaluator
 from gpuloop.loop.evaluate.keys import public_hex
+from gpuloop.loop.services.causes import Diagnosis
+from gpuloop.loop.services.forecaster import Foresight
 from gpuloop.loop.shells.broker import starts
 from gpuloop.loop.shells.follow import BrokerSource, follow
 from gpuloop.loop.shells.journal import Saved, cuts_since
 from gpuloop.loop.shells.live import LiveConfig, LiveShell
 from gpuloop.loop.shells.memory import MemoryBroker
-from gpuloop.reasoning.causes import Causes
-from gpuloop.reasoning.forecast import Forecaster
 from gpuloop.schemas.codec import Encoded, Record
 from gpuloop.schemas.component import Component, load, save
 from gpuloop.schemas.messages.internal import Segment
@@ -29,8 +29,8 @@ SPEED = 60.0
 
 COMPONENTS: tuple[Callable[[], Component[Any]], ...] = (
     lambda: Observe(FLEET),
-    lambda: Forecaster(FLEET),
-    lambda: Causes(FLEET),
+    lambda: Foresight(FLEET),
+    lambda: Diagnosis(FLEET),
     lambda: Decider(FLEET, trusted_keys=[public_hex(KEY)]),
     Evaluator,
 )

@@ -11,6 +11,7 @@ from gpuloop.loop.evaluate.evaluator import Evaluator
 from gpuloop.loop.replay.player import replay
 from gpuloop.loop.replay.record import record
 from gpuloop.loop.replay.recording import Recording
+from gpuloop.loop.services.causes import Diagnosis
 from gpuloop.loop.services.forecaster import Foresight
 from gpuloop.loop.services.keeper import lease
 from gpuloop.loop.services.twin_fleet import TwinFleet
@@ -20,7 +21,6 @@ from gpuloop.loop.shells.live import LiveConfig, LiveShell
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.loop.shells.store import Store
 from gpuloop.loop.shells.transactional import TransactionalShell, WorldConfig
-from gpuloop.reasoning.causes import Causes
 from gpuloop.schemas.codec import decode
 from gpuloop.schemas.component import Component, Output
 from gpuloop.schemas.messages import Control, Outcome
@@ -40,7 +40,7 @@ def components() -> dict[str, Component[Any]]:
     found: list[Component[Any]] = [
         Observe(FLEET),
         Foresight(FLEET),
-        Causes(FLEET),
+        Diagnosis(FLEET),
         Decider(FLEET),
         Evaluator(),
     ]

@@ -26,6 +26,8 @@ SESSION: Final = (
     "-c timezone=UTC -c statement_timeout=60000 -c lock_timeout=3000 -c client_min_messages=warning"
 )
 READ_ONLY: Final = "25006"
+TOO_LARGE: Final = "54000"
+"""Of a key that no index takes; the client files it under what passes by itself."""
 
 T = TypeVar("T")
 
@@ -181,6 +183,8 @@ def _told(act: Callable[[], T]) -> T:
     try:
         return act()
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        if error.sqlstate == TOO_LARGE:
+            raise StoreRefused(_words(error)) from None
         raise StoreDown(_words(error)) from None
     except (psycopg.DataError, psycopg.IntegrityError) as error:
         raise StoreRefused(_words(error)) from None

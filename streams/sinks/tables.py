@@ -33,7 +33,7 @@ Value = (
 )
 Row = tuple[Value, ...]
 
-LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
 """No row is dated later: stores' calendars end at different times, and all hold this one."""
 
 

@@ -1,14 +1,17 @@
 """Sinks on a real PostgreSQL and ClickHouse's real engine: what is there equals the topics."""
 
+import contextlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+import numpy as np
 import psycopg
 import pytest
 
 from builders import START_US, offer, pool_state
 from faults.loops import FLEET
+from faults.poison import hostile
 from faults.sinks import differences, in_clickhouse, in_postgres, recomputed, run, topics
 from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.clickhouse_schema import DATABASE
@@ -19,6 +22,7 @@ from gpuloop.loop.shells.timescale import TimescaleStore
 from gpuloop.loop.shells.timescale_schema import SCHEMA, Keep
 from gpuloop.schemas.codec import Encoded, encode
 from gpuloop.schemas.messages import Message, Offer
+from gpuloop.schemas.messages.state import Feature
 from gpuloop.schemas.units import HOUR_US
 from gpuloop.streams.sinks.analysis import ANALYSIS
 from gpuloop.streams.sinks.history import HISTORY
@@ -138,6 +142,37 @@ def test_what_the_store_refuses_goes_whole_to_the_dead_letters_and_the_rest_is_w
     assert b'"offset":7' in (letter.value or b"")
 
 
+def test_a_key_that_no_index_takes_does_not_stop_the_sink(dsn: str) -> None:
+    name = "".join(map(chr, np.random.default_rng(1).integers(0x10000, 0x1FFFF, 3000)))
+    broker = MemoryBroker()
+    for number, features in enumerate((name, "utilisation")):
+        feature = {features: Feature(value=1.0, age_us=0, quality=1.0)}
+        state = pool_state(tick_us=START_US + number, fleet=FLEET, features=feature)
+        broker.produce([said("state.pools", "a100", state, f"e{number}")])
+    assert run(broker, history(dsn), HISTORY).letters == ["handler"]
+    assert len(rows(dsn, HISTORY["pool_features"])) == 1
+
+
+@pytest.mark.parametrize("kind", ["history", "analysis"])
+def test_no_record_however_absurd_stops_a_sink(dsn: str, engine: Engine, kind: str) -> None:
+    rng = np.random.default_rng(5)
+    catalogue = HISTORY if kind == "history" else ANALYSIS
+    broker = MemoryBroker()
+    for log in topics(5, minutes=14).logs.values():
+        for record in log:
+            if record.topic in catalogue.topics and record.value:
+                whole = Encoded(
+                    topic=record.topic, key=b"k", headers=record.headers, value=record.value
+                )
+                with contextlib.suppress(msgspec.DecodeError, RecursionError):
+                    broker.produce([hostile(whole, rng) for _ in range(4)])
+    store = history(dsn) if kind == "history" else analysis(engine)
+    watch = run(broker, store, catalogue)
+    assert watch.outages == 0
+    assert watch.letters
+    assert watch.written_rows > 50
+
+
 def replace_source(found: Offer, source: str) -> Offer:
     return msgspec.structs.replace(found, source=source, fleet=FLEET)
 
@@ -217,7 +252,7 @@ def test_old_days_are_dropped_and_days_to_come_have_room(dsn: str) -> None:
 def test_a_row_from_a_far_year_is_kept_and_disturbs_nobody(dsn: str) -> None:
     broker = MemoryBroker()
     broker.produce([said("state.pools", "a100", pool_state(fleet=FLEET), "a")])
-    far = replace_source(offer(at_us=START_US + 40_000 * DAY_US), "far")
+    far = replace_source(offer(at_us=START_US + 29_000 * DAY_US), "far")
     broker.produce([said("market.offers", "k", far, "b")])
     store = history(dsn, days=2.0)
     run(broker, store, HISTORY)

@@ -6,6 +6,7 @@ limit must not silently become its default.
 """
 
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,8 @@ from gpuloop.schemas.messages.telemetry import Billing
 from gpuloop.schemas.units import SECOND_US, Count, Name
 
 PREFIX: Final = "GPULOOP_"
+OWN_HOST: Final = "@host"
+"""The replica of who is one of several containers that are started alike."""
 LISTS: Final = frozenset({"trusted_keys", "audit_keys"})
 
 MAX_SPEED: Final = 600.0
@@ -49,9 +52,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _about("put before every topic name, for clusters shared with others"),
     ] = ""
     fleet: Annotated[Name, _about("the fleet served; messages of another are refused")] = "local"
-    replica: Annotated[Name, _about("name of this copy of a process, stable over restarts")] = (
-        "main"
-    )
+    replica: Annotated[
+        Name,
+        _about("name of this copy of a process, stable over restarts; @host: that of its machine"),
+    ] = "main"
     state_dir: Annotated[Path, _about("where a process keeps what must survive it")] = Path(
         ".gpuloop"
     )
@@ -123,6 +127,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _about("least severe line")
     ] = "info"
+
+    @property
+    def member(self) -> str:
+        """Return the name of this copy among those that share its work."""
+        return socket.gethostname() if self.replica == OWN_HOST else self.replica
 
     @property
     def start_us(self) -> int:

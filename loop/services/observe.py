@@ -36,7 +36,7 @@ def main(settings: Settings) -> None:
             bootstrap_servers=settings.bootstrap_servers,
             fleet=settings.fleet,
             prefix=settings.topic_prefix,
-            replica=settings.replica,
+            replica=settings.member,
             kafka_config=settings.kafka_config,
         )
         watch = _Watch(process)

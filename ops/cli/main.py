@@ -20,6 +20,7 @@ from gpuloop.ops.cli import (
     features,
     learning,
     recording,
+    scale,
     schemas,
     stack,
     tail,
@@ -56,6 +57,7 @@ app.command(rich_help_panel=RUN)(stack.up)
 app.command(rich_help_panel=RUN)(stack.down)
 app.command(rich_help_panel=RUN)(stack.status)
 app.command(rich_help_panel=RUN)(stack.logs)
+app.command(rich_help_panel=RUN)(scale.scale)
 app.command(rich_help_panel=RUN)(collect.collect)
 app.add_typer(topics.app, name="topics", rich_help_panel=RUN)
 app.add_typer(access.app, name="access", rich_help_panel=RUN)

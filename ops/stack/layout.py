@@ -36,6 +36,11 @@ class Layout:
         return self.root / "stack.lock"
 
     @property
+    def scale(self) -> Path:
+        """Return the file that says how many workers of a service were asked for."""
+        return self.root / "scale.json"
+
+    @property
     def world(self) -> Path:
         """Return the file that remembers with what the twin's world was begun."""
         return self.root / "world.json"

@@ -7,8 +7,8 @@ anything itself: `supervisor` does, in the order that `needs` gives.
 import http.client
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from gpuloop.ops.stack.errors import StackError
 from gpuloop.ops.stack.layout import Layout
 from gpuloop.ops.stack.ports import LOOPBACK, free_ports, requested
 from gpuloop.ops.stack.process import Program
+from gpuloop.ops.stack.scale import worker
 from gpuloop.ops.stack.services import SERVICES, Service
 from gpuloop.ops.stack.stores import Stores
 from gpuloop.ops.stack.topics import Admin, wanted
@@ -69,8 +70,16 @@ class LocalStack:
     units: list[Unit]
     services: tuple[str, ...]
     broker: KafkaBroker
+    ports: Iterator[int]
+    stores: Stores
     baseline: dict[Partition, int] = field(default_factory=dict)
     """The end of every partition when the services were started."""
+
+    def worker(self, name: str, number: int) -> Unit:
+        """Return the unit of a service's nth worker."""
+        replica = msgspec.structs.replace(self.settings, replica=str(number))
+        unit = _service_unit(SERVICES[name], replica, next(self.ports), self.stores)
+        return replace(unit, name=worker(name, number))
 
     @property
     def simulated(self) -> bool:
@@ -140,7 +149,8 @@ def assemble(options: Options, classpath: Sequence[Path]) -> LocalStack:
     broker = KafkaBroker(
         settings.bootstrap_servers, prefix=settings.topic_prefix, config=settings.kafka_config
     )
-    stack = LocalStack(options, settings, [], tuple(s.name for s in services), broker)
+    names = tuple(service.name for service in services)
+    stack = LocalStack(options, settings, [], names, broker, ports, to)
     stack.units.append(
         _kafka_unit(layout, settings, classpath, port, controller_port)
         if own_kafka

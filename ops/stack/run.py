@@ -27,6 +27,7 @@ from gpuloop.ops.stack import (
     preflight,
     process,
     report,
+    scale,
     world,
 )
 from gpuloop.ops.stack.errors import StackError
@@ -139,6 +140,7 @@ class _Run:
         self._view: Final = view
         self._stop: Final = stop
         self._supervisor: Final = Supervisor(stack.units, logs=layout.logs)
+        scale.forget(layout)
         self._monitor: Monitor | None = None
         self._started_wall_us: Final = wall_us()
         self._started: Final = monotonic()
@@ -213,10 +215,24 @@ class _Run:
                 self._phase, self._ready, self._ready_wall_us = "running", now, wall_us()
                 self._state_due = now
                 log.info("the stack is ready", extra={"seconds": round(now - self._started, 1)})
+            if self._phase == "running":
+                self._scale()
             self._look(now)
             self._show(now)
             if seconds is not None and self._is_over(now, seconds):
                 return
+
+    def _scale(self) -> None:
+        """Have as many workers of each service as were asked for."""
+        for name, count in scale.asked(self._layout).items():
+            if name not in self._stack.services:
+                continue  # Left out of this stack.
+            for number in range(2, scale.MAX_WORKERS + 1):
+                one = scale.worker(name, number)
+                if number <= count and one not in self._supervisor.units:
+                    self._supervisor.add(self._stack.worker(name, number))
+                elif number > count and one in self._supervisor.units:
+                    self._supervisor.remove(one)
 
     def _is_over(self, now: float, seconds: float) -> bool:
         if self._ready is not None:

@@ -21,9 +21,9 @@ class Service:
     A service with a `niceness` yields the processor to those that act. `profile` is empty for what
     always runs; `local` marks what only a stack without a server of that kind runs, `gpu` what
     only a machine with GPUs of its own, or a fleet of them to ask, has a use for, `sinks` what runs
-    where there is a store to write to. Its loop says
-    something within `loop_seconds` or is stuck; None where it may be silent: it trains for long,
-    only serves, or watches itself.
+    where there is a store to write to. Its loop says something within `loop_seconds` or is stuck;
+    None where it may be silent: it trains for long, only serves, or watches itself. One that
+    `scales` may have several workers, which share its partitions.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Service:
     memory_mib: int
     niceness: int = 0
     loop_seconds: float | None = 300.0
+    scales: bool = False
     profile: Literal["", "local", "gpu", "sinks"] = ""
 
     @property
@@ -82,6 +83,7 @@ _TABLE: Final = (
         on_failure="recovers its tables from the changelogs",
         memory_mib=384,
         loop_seconds=None,
+        scales=True,
     ),
     Service(
         name="forecaster",

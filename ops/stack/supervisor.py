@@ -32,15 +32,13 @@ class Supervisor:
     """A set of units that need each other, and their processes."""
 
     def __init__(self, units: Sequence[Unit], *, logs: Path) -> None:
-        names = {unit.name for unit in units}
         self._workers: Final = ThreadPoolExecutor(WORKERS, thread_name_prefix="probe")
-        self.units: Final = {
-            unit.name: Watched(unit, log=logs / f"{unit.name}.log", workers=self._workers)
-            for unit in units
-        }
-        # A unit that was left out is somebody else's to provide.
-        self._needs: Final = {u.name: tuple(n for n in u.needs if n in names) for u in units}
         self._logs: Final = logs
+        self.units: Final[dict[str, Watched]] = {}
+        self._needs: Final[dict[str, tuple[str, ...]]] = {}
+        known = {unit.name for unit in units}
+        for unit in units:
+            self._watch(unit, known)
         self._told: Final[dict[str, Phase]] = {}
         self._chores_due = 0.0
         self.resident_bytes = 0
@@ -61,6 +59,22 @@ class Supervisor:
             self.resident_peak_bytes = max(self.resident_peak_bytes, self.resident_bytes)
             for name in (*self.units, SUPERVISOR):
                 process.bound_log(self._logs / f"{name}.log")
+
+    def add(self, unit: Unit) -> None:
+        """Run one more unit, whose needs are there."""
+        self._watch(unit, set(self.units))
+
+    def remove(self, name: str) -> None:
+        """Stop a unit that nothing needs, and watch it no more."""
+        self.stop([name])
+        del self.units[name], self._needs[name]
+        self._told.pop(name, None)
+
+    def _watch(self, unit: Unit, known: set[str]) -> None:
+        log = self._logs / f"{unit.name}.log"
+        self.units[unit.name] = Watched(unit, log=log, workers=self._workers)
+        # A unit that was left out is somebody else's to provide.
+        self._needs[unit.name] = tuple(need for need in unit.needs if need in known)
 
     def all_ready(self) -> bool:
         """Return whether every unit is ready."""

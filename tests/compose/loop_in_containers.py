@@ -20,7 +20,7 @@ import pytest
 from compose.engine import Engine
 from compose.next_version import VERSION, next_version
 from compose.project import ROOT, Project
-from gpuloop.schemas.messages import Control, Decision
+from gpuloop.schemas.messages import Control, Decision, PoolState
 from gpuloop.schemas.messages.control import Claim
 from gpuloop.schemas.units import MINUTE_US
 from integration.test_end_to_end import (  # noqa: F401  Collected here once more.
@@ -161,6 +161,24 @@ def test_a_killed_container_comes_back_and_the_loop_goes_on(watch, name):
     with listening(watch.broker, name) as spoke:
         watch.until(f"{name} to do its own work again", spoke)
     print(f"RECOVERED {name} {healthy:.1f} s")
+
+
+def test_more_containers_share_the_observe_stage(watch):
+    def whole(after_us):
+        return [
+            state
+            for state in messages(watch, PoolState, "state.pools")
+            if state.tick_us > after_us and state.shards_reported == state.shards_expected
+        ]
+
+    for count in (3, 1):
+        PROJECT.compose(
+            "up", "--detach", "--wait", "--no-build", "--no-deps", f"--scale=observe={count}",
+            "observe",
+        )  # fmt: skip
+        assert len(PROJECT.compose("ps", "--quiet", "observe").split()) == count
+        tick_us = max(s.tick_us for s in messages(watch, PoolState, "state.pools"))
+        watch.until(f"whole states by {count}", lambda tick_us=tick_us: whole(tick_us + MINUTE_US))
 
 
 def test_everything_killed_at_once_comes_back(watch):

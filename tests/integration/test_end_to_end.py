@@ -301,6 +301,23 @@ def assert_replays(stack, name):
     assert replayed["equal"] > 50
 
 
+def test_more_workers_of_the_observe_stage_share_its_work(stack, watch):
+    def whole(after_us):
+        return [
+            state
+            for state in messages(watch, PoolState, "state.pools")
+            if state.tick_us > after_us and state.shards_reported == state.shards_expected
+        ]
+
+    for count in (3, 1):
+        told = stack.command("scale", f"observe={count}")
+        assert told.startswith(f"observe: {count} worker")
+        running = [p.name for p in stack.state.processes if p.name.startswith("observe")]
+        assert running == ["observe", "observe-2", "observe-3"][:count]
+        tick_us = max(s.tick_us for s in messages(watch, PoolState, "state.pools"))
+        watch.until(f"whole states by {count}", lambda tick_us=tick_us: whole(tick_us + MINUTE_US))
+
+
 @pytest.mark.parametrize(
     "name", [*(n for n, one in SERVICES.items() if one.profile != "gpu"), "postgres", "kafka"]
 )

@@ -11,6 +11,7 @@ import confluent_kafka as ck
 import msgspec
 import numpy as np
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from gpuloop.loop.shells import clock
 from gpuloop.loop.shells.broker import Partition, read_between, starts
@@ -174,20 +175,21 @@ class Run:
         self.broker = KafkaBroker(servers, prefix=prefix)
         self.children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, replica: str = "main") -> None:
         env = os.environ | {
+            "GPULOOP_REPLICA": replica,
             "GPULOOP_BOOTSTRAP_SERVERS": self.servers,
             "GPULOOP_TOPIC_PREFIX": self.prefix,
             "GPULOOP_FLEET": FLEET,
             "GPULOOP_STATE_DIR": str(self.folder),
         }
-        with (self.folder / f"{name}.log").open("ab") as out:
-            self.children[name] = subprocess.Popen(
+        with (self.folder / f"{name}-{replica}.log").open("ab") as out:
+            self.children[f"{name}-{replica}"] = subprocess.Popen(
                 [sys.executable, "-m", "gpuloop.loop.services", name], env=env, stderr=out
             )
 
-    def kill(self, name: str) -> None:
-        child = self.children.pop(name)
+    def kill(self, name: str, replica: str = "main") -> None:
+        child = self.children.pop(f"{name}-{replica}")
         child.kill()
         child.wait()
 
@@ -197,7 +199,7 @@ class Run:
 
     def close(self) -> None:
         for name in list(self.children):
-            self.kill(name)
+            self.kill(*name.split("-"))
         self.broker.close()
 
     def log(self) -> str:
@@ -228,6 +230,27 @@ class Run:
         finally:
             reader.close()
         pytest.fail(f"no state of the pools after {tick_us}:\n{self.log()}")
+
+    def shared(self, workers: int, *, patience_s: float = 60.0) -> None:
+        """Wait until so many workers have partitions of frames."""
+        admin = AdminClient({"bootstrap.servers": self.servers})
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            self.alive()
+            group = f"{self.prefix}observe"
+            members = admin.describe_consumer_groups([group])[group].result(10).members
+            sharing = [
+                member.group_instance_id
+                for member in members
+                if any(
+                    p.topic == f"{self.prefix}internal.frames"
+                    for p in member.assignment.topic_partitions
+                )
+            ]
+            if len(sharing) == workers:
+                return
+            time.sleep(0.2)
+        pytest.fail(f"only {sharing} have partitions:\n{self.log()}")
 
     def settle(self, *, patience_s: float = 60.0) -> None:
         """Wait until every telemetry record is committed by the observe stage."""
@@ -331,6 +354,38 @@ def test_killed_observe_stage_recovers_to_what_the_fold_computes(run: Run) -> No
     again = run.pools_after(tick_us + 3 * MINUTE)
     assert builtins(expected.at(again["a100"].tick_us)) == builtins(again)
 
+    jobs = {r.key.decode(): decode(r) for r in run.records("state.jobs") if r.key}
+    assert jobs == expected.jobs
+    nodes = {r.key.decode(): decode(r) for r in run.records("state.nodes") if r.key}
+    assert {k: said(v) for k, v in nodes.items() if isinstance(v, NodeState)} == {
+        k: said(v) for k, v in expected.nodes.items()
+    }
+
+
+def test_workers_that_come_and_go_under_load_equal_one_fold(run: Run) -> None:
+    rng = np.random.default_rng(23)
+    run.start("framer")
+    run.start("observe")
+    run.broker.produce(telemetry(rng, range(8)))
+    run.pools_after(START)
+    run.start("observe", "two")
+    run.broker.produce(telemetry(rng, range(8, 16)))
+    run.shared(2)
+    run.start("observe", "three")
+    run.broker.produce(telemetry(rng, range(16, 24)))
+    run.shared(3)
+    run.broker.produce(telemetry(rng, range(24, 32)))
+    run.kill("observe", "two")
+    run.broker.produce(telemetry(rng, range(32, MINUTES)))
+    run.settle()
+
+    expected = Expected()
+    for topic in TELEMETRY:
+        expected.fold_in(run.records(topic))
+    live = run.pools_after(START + (clock.wall_us() - run_anchor(run)) * SPEED)
+    tick_us = live["a100"].tick_us
+    assert builtins(expected.at(tick_us)) == builtins(live)
+    assert live["a100"].shards_reported == live["a100"].shards_expected == 8
     jobs = {r.key.decode(): decode(r) for r in run.records("state.jobs") if r.key}
     assert jobs == expected.jobs
     nodes = {r.key.decode(): decode(r) for r in run.records("state.nodes") if r.key}

@@ -162,6 +162,11 @@ def test_container_is_bounded_and_has_no_privilege(name: str) -> None:
     assert set(body["logging"]["options"]) == {"max-size", "max-file"}
 
 
+@pytest.mark.parametrize("name", [n for n, one in SERVICES.items() if one.scales])
+def test_every_container_of_what_scales_is_a_member_of_its_own(name: str) -> None:
+    assert OURS[name]["environment"]["GPULOOP_REPLICA"] == settings.OWN_HOST
+
+
 FOREIGN = [name for name, body in ALL.items() if not body["image"].startswith("gpuloop-")]
 
 

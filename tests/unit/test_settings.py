@@ -80,3 +80,9 @@ def test_no_world_is_asked_to_go_faster_than_it_can_step() -> None:
 def test_a_speed_that_no_world_can_keep_is_refused(speed: str) -> None:
     with pytest.raises(SettingsError, match="GPULOOP_SPEED: expected a number"):
         Settings.from_environment({"GPULOOP_SPEED": speed})
+
+
+def test_a_replica_may_be_named_after_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "0f3c")
+    assert Settings(replica="@host").member == "0f3c"
+    assert Settings(replica="two").member == "two"

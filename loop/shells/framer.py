@@ -37,7 +37,7 @@ PRODUCED: Final = "gpuloop_produced_ms"
 MAX_SAMPLES: Final = 4096
 MAX_FRAME_BYTES: Final = 700_000
 """Estimated size at which a frame is closed; the broker's limit leaves room for the estimate."""
-LINGER_US: Final = 30_000
+LINGER_US: Final = 50_000
 PATIENCE_US: Final = 100_000
 
 TICK_STEPS_MS: Final = (

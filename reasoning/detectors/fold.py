@@ -54,6 +54,8 @@ MAX_POOLS: Final = 64
 FORGET_MINUTES: Final = 120
 LATE_MINUTES: Final = 2
 SILENT_MINUTES: Final = 3
+UNHEARD_MINUTES: Final = 15
+"""While nobody of a pool is heard it is the way that is slow, not the nodes; for this long."""
 MAX_NAMED: Final = 5
 MAX_DOUBTS: Final = 32
 
@@ -66,6 +68,8 @@ class PoolMemory(State):
     forest: Forest
     means: dict[str, Mean]
     judged: int = NEVER
+    unheard: int = 0
+    """For how many judgements nobody was heard."""
 
     @classmethod
     def empty(cls) -> "PoolMemory":
@@ -137,7 +141,7 @@ class Detectors:
         fresh = _fresh(state, pool.pool, minute)
         said = [
             *self._follow(state, SENSOR, _sensors(state, fresh), minute),
-            *self._follow(state, COVERAGE, [_coverage(state, pool, minute)], minute),
+            *self._follow(state, COVERAGE, [_coverage(state, memory, pool, minute)], minute),
         ]
         steady = {name: node for name, node in fresh.items() if behaviour.is_steady(node)}
         if steady:
@@ -231,8 +235,12 @@ def _sensors(state: DetectorsState, fresh: dict[str, NodeMemory]) -> Iterator[Fi
             )
 
 
-def _coverage(state: DetectorsState, pool: PoolState, minute: int) -> Finding:
+def _coverage(state: DetectorsState, memory: PoolMemory, pool: PoolState, minute: int) -> Finding:
     ready = sum(tranche.nodes_ready for tranche in pool.tranches)
+    missing = float(ready - pool.nodes_heard)
+    memory.unheard = memory.unheard + 1 if ready and not pool.nodes_heard else 0
+    if 0 < memory.unheard < UNHEARD_MINUTES:
+        missing = (COVERAGE.enter + COVERAGE.leave) / 2  # Neither opens nor closes anything.
     silent = sorted(
         name
         for name, node in state.nodes.items()
@@ -242,7 +250,7 @@ def _coverage(state: DetectorsState, pool: PoolState, minute: int) -> Finding:
         subject=pool.pool,
         pool=pool.pool,
         metric="nodes_heard",
-        score=float(ready - pool.nodes_heard),
+        score=missing,
         value=float(pool.nodes_heard),
         expected=float(ready),
         evidence="silent: " + ", ".join(silent[:MAX_NAMED]),

@@ -312,6 +312,18 @@ def test_a_rented_node_that_is_not_heard_is_named(healthy: bytes) -> None:
     assert one.evidence == f"silent: {NODES[0]}"
 
 
+@pytest.mark.parametrize(("minutes", "opened"), [(10, 0), (20, 1)])
+def test_a_pool_of_which_nobody_is_heard_is_silent_only_after_a_while(
+    healthy: bytes, minutes: int, opened: int
+) -> None:
+    component, state, found = Detectors(FLEET), load(DetectorsState, healthy), 0
+    for minute in range(240, 240 + minutes):
+        pool = pool_state(tick_us=START_US + minute * MINUTE_US, nodes_heard=0)
+        state, outputs = component.step(state, received("state.pools", pool), at(pool.tick_us))
+        found += len(outputs)
+    assert found == opened
+
+
 def test_a_restart_changes_no_anomaly(healthy: bytes) -> None:
     ill = {"sensed": {"power_watts": 90.0}}
     whole, _, expected = live(240, 12, load(DetectorsState, healthy), ill=ill)

@@ -75,10 +75,13 @@ def watched(
         Event().wait(LOOK_SECONDS)
 
 
-def slope(sights: Sequence[Sight], work: Callable[[Sight], float]) -> float:
-    """Return work per CPU-second between the first and the last sight at which there was some."""
-    first = next(a for a, b in pairwise(sights) if work(b) > work(a) > 0)
-    last = next(b for a, b in reversed(list(pairwise(sights))) if work(b) > work(a))
+def slope(sights: Sequence[Sight], work: Callable[[Sight], float], after: float = 0.0) -> float:
+    """Return work per CPU-second between the first and the last sight at which there was some.
+
+    What was done up to `after` is left out: the first round of a fleet's samples makes it known.
+    """
+    steps = [(a, b) for a, b in pairwise(sights) if work(b) > work(a) > after]
+    (first, _), (_, last) = steps[0], steps[-1]
     return (work(last) - work(first)) / (last.cpu - first.cpu)
 
 
@@ -124,7 +127,7 @@ def through_the_framer(stage: Stage, size: Size) -> tuple[float, float]:
     observe.stop()
     framed = Framed(stage)
     packs = slope(seen["framer"], position)
-    applies = slope(seen["observe"], framed.samples)
+    applies = slope(seen["observe"], framed.samples, after=2 * NODES)
     begin = next(sight.at for sight in seen["framer"] if position(sight) > 0)
     wall = seen["observe"][-1].at - begin
     print(f"  framer            {packs:>10,.0f} node samples per CPU-second")
@@ -143,7 +146,7 @@ def from_frames(servers: str, folder: Path, size: Size) -> float:
     )
     observe.stop()
     framed = Framed(stage)
-    return slope(seen["observe"], framed.samples)
+    return slope(seen["observe"], framed.samples, after=2 * NODES)
 
 
 def quantile(before: dict[float, float], after: dict[float, float], share: float) -> float:

@@ -12,7 +12,7 @@ PYTHON ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts sim faults bench presubmit lock clean \
+.PHONY: help setup run test lint format types contracts sim faults bench bench-observe presubmit lock clean \
   test-compose
 
 help: ## Show the targets.
@@ -59,6 +59,9 @@ bench: setup ## Run the benchmarks, one script per published figure.
 	  [ -e "$$script" ] || { echo "There are no benchmarks yet."; break; }; \
 	  $(BIN)/python "$$script" $(ARGS) || exit 1; \
 	done
+
+bench-observe: setup ## Measure the observe stage beside its peers (QUICK=1: under three minutes).
+	@$(BIN)/python benchmarks/observe.py $(if $(QUICK),--quick) $(ARGS)
 
 test-compose: setup ## Run the stack in containers and see it live, die and recover (ARGS="-k name").
 	@$(BIN)/python tests/compose/run.py $(ARGS)

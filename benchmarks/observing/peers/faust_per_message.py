@@ -22,7 +22,6 @@ def main(servers: str, topic: str, records: int, folder: str) -> None:
         consumer_auto_offset_reset="earliest",
         topic_partitions=4,
         web_enabled=False,
-        worker_redirect_stdouts=False,
     )
     table = app.Table("rows", key_type=bytes, value_type=bytes, partitions=4)
     watch = Stopwatch(records)

@@ -68,6 +68,6 @@ class Stopwatch:
             "cpu_s": time.process_time() - self._cpu,
             "wall_s": time.perf_counter() - self._wall,
         }
-        print(json.dumps(took))
-        sys.stdout.flush()
+        # Faust has put a logger in the place of sys.stdout.
+        print(json.dumps(took), file=sys.__stdout__, flush=True)
         return True

@@ -129,24 +129,47 @@ def test_kcat_reads_the_topics_and_its_approval_is_obeyed(stack, watch):
     stack.command("control", "mode", "a100", "scaling", "auto")
 
 
-@pytest.mark.skipif("prometheus" not in SERVICES, reason="no Prometheus here")
-def test_prometheus_scrapes_every_service_and_has_its_rules():
+def prometheus(path):
     address = f"http://127.0.0.1:{PROJECT.environment['PROMETHEUS_PORT']}/api/v1/"
+    with urllib.request.urlopen(address + path, timeout=10) as answer:
+        return json.load(answer)["data"]
 
-    def ask(path):
-        with urllib.request.urlopen(address + path, timeout=10) as answer:
-            return json.load(answer)["data"]
 
-    up = ask("query?" + urllib.parse.urlencode({"query": 'up{job="gpuloop"}'}))["result"]
+def monitored(query):
+    return prometheus("query?" + urllib.parse.urlencode({"query": query}))["result"]
+
+
+def test_prometheus_scrapes_every_service_and_has_its_rules():
+    up = monitored('up{job="gpuloop"}')
     assert {one["metric"]["service"]: one["value"][1] for one in up if one["value"][1] != "1"} == {}
-    assert len(up) >= 10
-    rules = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
+    assert len(up) >= 12
+    rules = [rule for group in prometheus("rules")["groups"] for rule in group["rules"]]
     assert rules
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
     checked = PROJECT.compose(
         "exec", "-T", "prometheus", "promtool", "check", "config", "/etc/prometheus/prometheus.yml"
     )
     assert "FAILED" not in checked
+
+
+def rows():
+    """Return how many states of pools PostgreSQL has."""
+    ask = (
+        'PGPASSWORD="$POSTGRES_PASSWORD" psql -h 127.0.0.1 -U gpuloop -d gpuloop'
+        ' -Atc "select count(*) from gpuloop.pool_states"'
+    )
+    return int(PROJECT.compose("exec", "-T", "timescaledb", "sh", "-c", ask))
+
+
+def test_history_arrives_in_both_stores(watch):
+    before = rows()
+    watch.until("more history in PostgreSQL", lambda: rows() > before)
+    counted = "sum by (component) (gpuloop_sink_rows_total) > 0"
+
+    def writing():
+        return {one["metric"]["component"] for one in monitored(counted)}
+
+    watch.until("rows of both sinks", lambda: writing() == {"sink-timescale", "sink-clickhouse"})
 
 
 @pytest.mark.parametrize("name", SERVICES)

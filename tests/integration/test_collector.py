@@ -25,14 +25,11 @@ from gpuloop.loop.shells.clock import wall_us
 from gpuloop.loop.shells.framer import Framer
 from gpuloop.loop.shells.kafka import KafkaBroker
 from gpuloop.loop.shells.timekeeping import newest_anchors
-from gpuloop.ops.stack import kafka as kafka_stack
-from gpuloop.ops.stack.kafka_jars import cache_folder, fetch
 from gpuloop.ops.stack.ports import free_ports
-from gpuloop.ops.stack.process import Child
-from gpuloop.ops.stack.topics import Admin, wanted
 from gpuloop.schemas.codec import decode, encode
 from gpuloop.schemas.messages import ClockAnchor, Fault, GpuSample, JobEvent, Message
 from gpuloop.schemas.units import HOUR_US
+from own_kafka import OwnKafka
 
 pytestmark = pytest.mark.kafka
 
@@ -279,38 +276,6 @@ def test_a_stop_is_granted_while_kafka_is_away(
         assert collector.stop() == 0
     finally:
         collector.end()
-
-
-@pytest.fixture
-def own_kafka(tmp_path: Path) -> Iterator["OwnKafka"]:
-    found = OwnKafka(tmp_path / "kafka")
-    found.start()
-    yield found
-    found.kill()
-
-
-class OwnKafka:
-    """A broker of this test's own, to be killed and started again on its data."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._classpath = fetch(cache_folder(), lambda done, total: None)
-        ports = free_ports(folder)
-        port, controller_port = next(ports), next(ports)
-        kafka_stack.configure(folder, self._classpath, port=port, controller_port=controller_port)
-        self.bootstrap_servers = f"127.0.0.1:{port}"
-
-    def start(self) -> None:
-        program = kafka_stack.program(self._folder, self._classpath)
-        self._child = Child(program, self._folder / "kafka.log")
-        admin = Admin(self.bootstrap_servers)
-        while not admin.answers(1.0):
-            assert self._child.exit_status() is None
-        admin.apply(wanted(""))
-
-    def kill(self) -> None:
-        self._child.kill_group()
-        self._child.reap(10.0)
 
 
 def test_a_dead_broker_costs_the_oldest_samples_and_neither_order_nor_doubles(

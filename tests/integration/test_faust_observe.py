@@ -35,6 +35,7 @@ from gpuloop.schemas.messages import (
 )
 from gpuloop.schemas.messages.telemetry import Tranche
 from gpuloop.streams.observe import Observe
+from own_kafka import OwnKafka
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
@@ -197,6 +198,12 @@ class Run:
         dead = [name for name, child in self.children.items() if child.poll() is not None]
         assert not dead, f"{dead} ended:\n{self.log()}"
 
+    def revive(self) -> None:
+        """Start again what ended, as the supervisor does."""
+        for name, child in list(self.children.items()):
+            if child.poll() is not None:
+                self.start(*name.split("-"))
+
     def close(self) -> None:
         for name in list(self.children):
             self.kill(*name.split("-"))
@@ -252,7 +259,7 @@ class Run:
             time.sleep(0.2)
         pytest.fail(f"only {sharing} have partitions:\n{self.log()}")
 
-    def settle(self, *, patience_s: float = 60.0) -> None:
+    def settle(self, *, patience_s: float = 60.0, revive: bool = False) -> None:
         """Wait until every telemetry record is committed by the observe stage."""
         topics = ("telemetry.jobs", "telemetry.services", "telemetry.resources")
         parts = [
@@ -261,7 +268,7 @@ class Run:
         samples = self.broker.partitions("telemetry.gpu")
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
-            self.alive()
+            self.revive() if revive else self.alive()
             ends = self.broker.ends(parts)
             done = self.broker.committed(f"{self.prefix}observe", parts)
             framed = self.broker.committed("gpuloop-framer", samples)
@@ -276,12 +283,17 @@ class Run:
 @pytest.fixture
 def run(kafka, tmp_path: Path) -> Iterator[Run]:  # type: ignore[no-untyped-def]
     running = Run(kafka.bootstrap_servers, kafka.prefix(), tmp_path)
+    begin(running)
+    yield running
+    running.close()
+
+
+def begin(run: Run) -> None:
+    """Start the fleet's clock."""
     anchor = ClockAnchor(
         fleet=FLEET, world="w", anchor_us=START, anchor_wall_us=clock.wall_us(), speed=SPEED
     )
-    running.broker.produce([encode("telemetry.clock", FLEET, anchor, event_id="c", source="test")])
-    yield running
-    running.close()
+    run.broker.produce([encode("telemetry.clock", FLEET, anchor, event_id="c", source="test")])
 
 
 class Expected:
@@ -392,6 +404,33 @@ def test_workers_that_come_and_go_under_load_equal_one_fold(run: Run) -> None:
     assert {k: said(v) for k, v in nodes.items() if isinstance(v, NodeState)} == {
         k: said(v) for k, v in expected.nodes.items()
     }
+
+
+def test_a_broker_that_dies_under_load_takes_nothing_with_it(
+    own_kafka: OwnKafka, tmp_path: Path
+) -> None:
+    run = Run(own_kafka.bootstrap_servers, "", tmp_path)
+    try:
+        begin(run)
+        rng = np.random.default_rng(31)
+        run.start("framer")
+        run.start("observe")
+        run.broker.produce(telemetry(rng, range(10)))
+        run.pools_after(START)
+        run.broker.produce(telemetry(rng, range(10, 20)))
+        own_kafka.kill()
+        own_kafka.start()
+        run.broker.produce(telemetry(rng, range(20, MINUTES)))
+        run.settle(revive=True)
+        expected = Expected()
+        for topic in TELEMETRY:
+            expected.fold_in(run.records(topic))
+        live = run.pools_after(START + (clock.wall_us() - run_anchor(run)) * SPEED)
+        assert builtins(expected.at(live["a100"].tick_us)) == builtins(live)
+        jobs = {r.key.decode(): decode(r) for r in run.records("state.jobs") if r.key}
+        assert jobs == expected.jobs
+    finally:
+        run.close()
 
 
 def builtins(states: dict[str, PoolState]) -> object:

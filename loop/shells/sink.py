@@ -9,6 +9,7 @@ found by halving the batch, and goes whole to the dead letters.
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -34,6 +35,8 @@ log: Final = logging.getLogger(__name__)
 FIRST_BACKOFF_S: Final = 0.5
 LAST_BACKOFF_S: Final = 15.0
 TEND_US: Final = 10 * SECOND_US
+AGREEING: Final = 16
+"""How many ticks in a row say how late it is, since upkeep deletes what is old by then."""
 POLL_S: Final = 0.25
 
 
@@ -188,7 +191,7 @@ class Sink:
         self._consumer: Consumer | None = None
         self._stop = threading.Event()
         self._begins: dict[Partition, int] = {}
-        self._fleet_us: int | None = None
+        self._ticks_us: Final[deque[int]] = deque(maxlen=AGREEING)
         self._tend_us = 0
         self.positions: dict[Partition, int] = {}
 
@@ -295,16 +298,18 @@ class Sink:
 
     # Writing.
 
-    def _put(self, taken: Sequence[Taken], to: Mapping[Partition, int] | None = None) -> None:
-        """Write records, and move the positions past them, or `to` where that is given."""
+    def _put(self, taken: Sequence[Taken], to: Mapping[Partition, int] | None = None) -> bool:
+        """Write records and move the positions past them, or `to`; False if asked to stop before.
+
+        Then nothing later may be written: its span would begin here.
+        """
         batch = self._batch(taken, to or {})
         oldest_ms = min((one.record.timestamp_ms for one in taken), default=None)
         try:
             if not self._persistently(lambda: self._store.write(batch), oldest_ms, batch):
-                return
+                return False
         except StoreRefused as error:
-            self._put_apart(taken, str(error), to)
-            return
+            return self._put_apart(taken, str(error), to)
         self.positions |= {part: span.next for part, span in batch.spans.items()}
         done = Written()
         for one in taken:
@@ -312,22 +317,22 @@ class Sink:
             done.records[topic] = done.records.get(topic, 0) + 1
             for table, rows in one.rows.items():
                 done.rows[table] = done.rows.get(table, 0) + len(rows)
-            self._fleet_us = self._fleet_us if one.tick_us is None else one.tick_us
+            if one.tick_us is not None:
+                self._ticks_us.append(one.tick_us)
         self._watch.written(done)
+        return True
 
     def _put_apart(
         self, taken: Sequence[Taken], why: str, to: Mapping[Partition, int] | None
-    ) -> None:
+    ) -> bool:
         """Write the halves of a batch that was refused; what is refused alone is laid aside."""
         if not any(one.rows for one in taken):
             raise StoreRefused(f"a batch without rows: {why}")
         if len(taken) == 1:
             self._lay_aside([(taken[0].record, BadInput("handler", why))])
-            self._put([Taken(record=taken[0].record, rows={})], to)
-            return
+            return self._put([Taken(record=taken[0].record, rows={})], to)
         middle = len(taken) // 2
-        self._put(taken[:middle])
-        self._put(taken[middle:], to)
+        return self._put(taken[:middle]) and self._put(taken[middle:], to)
 
     def _batch(self, taken: Sequence[Taken], to: Mapping[Partition, int]) -> Batch:
         nexts: dict[Partition, int] = {}
@@ -380,11 +385,11 @@ class Sink:
         return False
 
     def _tend(self) -> None:
-        if self._fleet_us is None or clock.monotonic_us() < self._tend_us:
+        if len(self._ticks_us) < AGREEING or clock.monotonic_us() < self._tend_us:
             return
         self._tend_us = clock.monotonic_us() + TEND_US
         try:
-            self._store.tend(self._fleet_us)
+            self._store.tend(min(self._ticks_us))
         except StoreDown as error:
             log.warning("upkeep is put off", extra={"why": str(error)})
 

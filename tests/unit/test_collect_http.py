@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -150,6 +151,59 @@ def test_an_answer_that_drips_is_given_up_in_time(site: Site) -> None:
     site.answers["/a"] = drip
     with pytest.raises(NoAnswer, match="too slow"):
         get(site.url("/a"), timeout_s=0.3, max_bytes=10**9)
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        "HTTP/1.1 200 OK\r\nX-Name: ",
+        "HTTP/1.1 503 Busy\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+    ],
+    ids=["headers", "a refusal", "the size of a chunk"],
+)
+def test_what_drips_before_the_body_is_given_up_in_time(site: Site, beginning: str) -> None:
+    def drip(request: BaseHTTPRequestHandler, _: bytes) -> None:
+        request.wfile.write(beginning.encode())
+        try:
+            while not site.ended.wait(0.05):
+                request.wfile.write(b"x")
+        except OSError:
+            pass
+
+    site.answers["/a"] = drip
+    began = time.monotonic()
+    with pytest.raises(NoAnswer):
+        get(site.url("/a"), timeout_s=0.3)
+    assert time.monotonic() - began < 5.0
+
+
+def test_an_answer_that_is_cut_short_is_none(site: Site) -> None:
+    """Half a line of a scrape would be another number."""
+
+    def die(request: BaseHTTPRequestHandler, _: bytes) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", "100")
+        request.end_headers()
+        request.wfile.write(b"x" * 50)
+        request.close_connection = True
+
+    site.answers["/a"] = die
+    with pytest.raises(NoAnswer, match="50 bytes are missing"):
+        get(site.url("/a"))
+
+
+def test_nobody_is_followed_elsewhere_and_no_token_goes_there(site: Site) -> None:
+    def elsewhere(request: BaseHTTPRequestHandler, _: bytes) -> None:
+        request.send_response(302)
+        request.send_header("Location", site.url("/b"))
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    site.answers |= {"/a": elsewhere, "/b": text("secret")}
+    with pytest.raises(NoAnswer, match=r"refused: .* 302"):
+        get(site.url("/a"), headers={"Authorization": "Bearer token"})
+    assert len(site.headers) == 1
 
 
 def test_silence_is_given_up_in_time(site: Site) -> None:

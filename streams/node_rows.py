@@ -45,6 +45,8 @@ def shard_from(rows: Mapping[bytes, bytes], partition: int) -> NodeShard:
     """Return the shard whose blocks are in `rows`; rows of other partitions are passed over.
 
     A crash in the middle of a split leaves rows of two depths: of a node in both the newer counts.
+    A row of another version, whose records are of another size, is passed over: its nodes say
+    within seconds what they are, and a worker that cannot start would say nothing of any.
     """
     decoder = msgspec.msgpack.Decoder(Block)
     own = [
@@ -55,6 +57,8 @@ def shard_from(rows: Mapping[bytes, bytes], partition: int) -> NodeShard:
     ]
     newest: dict[str, tuple[Label, np.void]] = {}
     for _, block in sorted(own, key=lambda item: item[0]):
+        if len(block.numbers) != len(block.labels) * NUMBERS.itemsize:
+            continue
         for label, record in zip(
             block.labels, np.frombuffer(block.numbers, dtype=NUMBERS), strict=True
         ):

@@ -299,10 +299,7 @@ class Sink:
     # Writing.
 
     def _put(self, taken: Sequence[Taken], to: Mapping[Partition, int] | None = None) -> bool:
-        """Write records and move the positions past them, or `to`; False if asked to stop before.
-
-        Then nothing later may be written: its span would begin here.
-        """
+        """Write records and move positions past them, or `to`; False, ending all, if stopped."""
         batch = self._batch(taken, to or {})
         oldest_ms = min((one.record.timestamp_ms for one in taken), default=None)
         try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import msgspec
 import numpy as np
 
 from gpuloop.schemas.messages import GpuSample, NodeState
@@ -160,6 +161,21 @@ def test_a_shard_survives_its_rows() -> None:
     again = node_rows.shard_from(rows, 0)
     assert again == shard
     assert table(again) == table(shard)
+
+
+def test_rows_of_a_version_with_other_records_keep_no_worker_from_starting() -> None:
+    shard = NodeShard()
+    absorb(shard, *(sample(f"node-{n}") for n in range(200)))
+    rows = table(shard)
+    wider = np.dtype([("record", nodes.NUMBERS), ("more", "<i8")])
+    for key in sorted(rows)[:2]:
+        block = msgspec.msgpack.decode(rows[key], type=node_rows.Block)
+        block.numbers = np.zeros(len(block.labels), dtype=wider).tobytes()
+        rows[key] = msgspec.msgpack.encode(block)
+    again = node_rows.shard_from(rows, 0)
+    assert 0 < len(again.labels) < 200
+    absorb(again, *(sample(f"node-{n}") for n in range(200)))
+    assert again == shard
 
 
 def test_a_crash_in_the_middle_of_a_split_keeps_the_newest_of_each_node() -> None:

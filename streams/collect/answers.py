@@ -4,19 +4,20 @@ A service is told of only when every expression has a value for it: half a sampl
 where nothing is known.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
 
 from gpuloop.schemas.messages import ServiceSample
-from gpuloop.schemas.units import SECOND_US, USD_MICROS
+from gpuloop.schemas.units import INT64_MAX, SECOND_US, USD_MICROS
 from gpuloop.streams.collect.config import Services
 from gpuloop.streams.collect.readings import Stamp
 
 MAX_NAME: Final = 200
 NO_POOL: Final = "default"
+MOST: Final = 1e12
+"""The largest number that is taken for one: as seconds, its microseconds fit into a message."""
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -27,12 +28,12 @@ class Series(msgspec.Struct, frozen=True):
 
     @property
     def number(self) -> float | None:
-        """Return the value; None for NaN, infinity and what is no number."""
+        """Return the value; None for NaN, for more than `MOST` and for what is no number."""
         try:
             found = float(self.value[1])
         except ValueError:
             return None
-        return found if math.isfinite(found) else None
+        return found if abs(found) <= MOST else None
 
     def name(self, label: str, missing: str = "") -> str:
         """Return a label that can be a name of ours, else `missing`."""
@@ -138,5 +139,7 @@ def _service(
         first_token_p95_us=round(p95 * SECOND_US),
         error_ratio=min(values["error_ratio"], 1.0),
         violated=p95 > config.objective_p95_seconds,
-        revenue_usd_micros=round(requests * config.revenue_usd_per_request * USD_MICROS),
+        revenue_usd_micros=min(
+            round(requests * config.revenue_usd_per_request * USD_MICROS), INT64_MAX
+        ),
     )

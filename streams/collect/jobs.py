@@ -14,7 +14,13 @@ from typing import Final
 
 from gpuloop.schemas.messages import JobEvent
 from gpuloop.schemas.messages.telemetry import JobKind
-from gpuloop.schemas.units import MAX_GPUS_PER_NODE, MAX_NODES_PER_JOB, MINUTE_US, SECOND_US
+from gpuloop.schemas.units import (
+    INT64_MAX,
+    MAX_GPUS_PER_NODE,
+    MAX_NODES_PER_JOB,
+    MINUTE_US,
+    SECOND_US,
+)
 from gpuloop.streams.collect.answers import NO_POOL, Series
 
 GONE_AFTER: Final = 3
@@ -149,7 +155,8 @@ class Jobs:
     def _worked(self, name: str, job: _Job, answered: Answered, now_us: int) -> None:
         """Add what a job did since it was last seen, or believe what is measured."""
         if job.running:
-            job.done_us += round(job.gauge.gpus * (now_us - job.since_us))
+            done_us = job.done_us + round(job.gauge.gpus * (now_us - job.since_us))
+            job.done_us = min(done_us, INT64_MAX)
         job.done_us = answered.gpu_us_done.get(name, job.done_us)
         job.since_us = now_us
 

@@ -189,6 +189,22 @@ def test_a_service_without_a_value_is_no_sample_and_counted(value: str) -> None:
     assert of_services(first_token_p95_seconds=missing) == ([], 1)
 
 
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("value", ["1e12", "1e13", "1e305"])
+def test_no_number_is_too_large_for_a_message(number: str, value: str) -> None:
+    samples, partial = of_services(**{number: series(value, service="chat", pool="h100")})
+    assert (len(samples), partial) == ((1, 0) if value == "1e12" else (0, 1))
+    for sample in samples:
+        assert msgspec.convert(msgspec.to_builtins(sample), ServiceSample) == sample
+
+
+def test_no_job_works_more_than_a_message_can_hold(server: Server) -> None:
+    server.says(holding("j", 1e12))
+    server.now_us += MINUTE_US
+    (told,) = server.says(holding("j", 1e12))
+    assert msgspec.convert(msgspec.to_builtins(told), JobEvent) == told
+
+
 @pytest.mark.parametrize(
     ("body", "why"),
     [(b'{"status":"error","error":"parse error"}', "parse error"),

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -133,6 +134,11 @@ def end_leftovers(layout: Layout) -> list[str]:
     ]
 
 
+def _before_the_auditor(units: Iterable[str]) -> list[str]:
+    """Return the services that write what the auditor chains, added workers among them."""
+    return [name for name in units if name not in (*INDISPENSABLE, "postgres", "auditor")]
+
+
 class _Run:
     def __init__(self, layout: Layout, stack: LocalStack, view: View, stop: StopRequest) -> None:
         self._layout: Final = layout
@@ -224,6 +230,7 @@ class _Run:
 
     def _scale(self) -> None:
         """Have as many workers of each service as were asked for."""
+        too_many = []
         for name, count in scale.asked(self._layout).items():
             if name not in self._stack.services:
                 continue  # Left out of this stack.
@@ -232,7 +239,8 @@ class _Run:
                 if number <= count and one not in self._supervisor.units:
                     self._supervisor.add(self._stack.worker(name, number))
                 elif number > count and one in self._supervisor.units:
-                    self._supervisor.remove(one)
+                    too_many.append(one)
+        self._supervisor.remove(too_many)
 
     def _is_over(self, now: float, seconds: float) -> bool:
         if self._ready is not None:
@@ -281,9 +289,8 @@ class _Run:
 
     def _finish(self, *, with_report: bool) -> report.Report | None:
         """Stop the services, the auditor last, and count what they did."""
-        services = [name for name in self._stack.services if name != "auditor"]
         ended_wall_us = wall_us()
-        for name in self._supervisor.stop(services):
+        for name in self._supervisor.stop(_before_the_auditor(self._supervisor.units)):
             self._view.say(f"{name} did not stop in time and was killed")
         if self._monitor is not None and "auditor" in self._stack.services:
             self._await_auditor()

@@ -64,11 +64,12 @@ class Supervisor:
         """Run one more unit, whose needs are there."""
         self._watch(unit, set(self.units))
 
-    def remove(self, name: str) -> None:
-        """Stop a unit that nothing needs, and watch it no more."""
-        self.stop([name])
-        del self.units[name], self._needs[name]
-        self._told.pop(name, None)
+    def remove(self, names: Sequence[str]) -> None:
+        """Stop units that nothing needs, all at once, and watch them no more."""
+        self.stop(names)
+        for name in names:
+            del self.units[name], self._needs[name]
+            self._told.pop(name, None)
 
     def _watch(self, unit: Unit, known: set[str]) -> None:
         log = self._logs / f"{unit.name}.log"

@@ -1,10 +1,11 @@
 """How many workers a stack is asked for, and how its supervisor follows."""
 
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
-from gpuloop.ops.stack import scale
+from gpuloop.ops.stack import run, scale
 from gpuloop.ops.stack.errors import StackError
 from gpuloop.ops.stack.layout import Layout
 from gpuloop.ops.stack.supervisor import Supervisor
@@ -65,10 +66,35 @@ def test_a_unit_added_later_runs_and_one_removed_is_gone(tmp_path: Path) -> None
         until(supervisor.all_ready, supervisor.step)
         child = supervisor.units["observe-2"].child
         assert child is not None
-        supervisor.remove("observe-2")
+        supervisor.remove(["observe-2"])
         assert child.exit_status() is not None
         assert list(supervisor.units) == ["kafka"]
         supervisor.step()
         assert supervisor.units["kafka"].phase is Phase.READY
     finally:
         supervisor.kill()
+
+
+def test_workers_that_do_not_stop_cost_the_patience_with_one(tmp_path: Path) -> None:
+    """Nothing is watched meanwhile, so they are waited for together."""
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True)"
+    names = [f"observe-{number}" for number in (2, 3, 4)]
+    units = [
+        Unit(name=name, program=lambda: python(f"{deaf}; time.sleep(600)", stop_seconds=1.0))
+        for name in names
+    ]
+    supervisor = Supervisor(units, logs=tmp_path)
+    try:
+        until(supervisor.all_ready, supervisor.step)
+        until(lambda: all((tmp_path / f"{name}.log").read_bytes() for name in names))
+        began = monotonic()
+        supervisor.remove(names)
+        assert monotonic() - began < 2.5
+        assert not supervisor.units
+    finally:
+        supervisor.kill()
+
+
+def test_added_workers_stop_with_the_services_before_what_they_write_is_counted() -> None:
+    units = ["kafka", "postgres", "topics", "twin", "observe", "auditor", "observe-2"]
+    assert run._before_the_auditor(units) == ["twin", "observe", "observe-2"]

@@ -39,11 +39,11 @@ class Postgres:
     log: Path
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def database(self) -> str:
+    def database(self, *, options: str = "") -> str:
         """Return the sink's connection string to a database of its own."""
         name = f"t{next(self._numbers)}"
         with psycopg.connect(self.server.dsn(self.port), autocommit=True) as connection:
-            connection.execute(f"create database {name}")
+            connection.execute(f"create database {name} {options}")
         admit(self.administrator(name), SECRET)
         return f"postgresql://{SINK}:{SECRET.replace(' ', '%20')}@{LOOPBACK}:{self.port}/{name}"
 

@@ -88,6 +88,8 @@ class TimescaleStore:
             keepalives_count=3,
             tcp_user_timeout=SILENT_MS,
             application_name=self._reader,
+            # A database without an encoding of its own would answer in bytes.
+            client_encoding="utf8",
             options=SESSION,
         )
         self._history = History(connection, self._catalogue, self._keep)

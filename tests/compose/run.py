@@ -53,7 +53,12 @@ def main(arguments: list[str]) -> int:
                 if secured:
                     project.secure()
                 began = monotonic()
-                project.compose("up", "--detach", "--wait", "--no-build")
+                try:
+                    project.compose("up", "--detach", "--wait", "--no-build")
+                except AssertionError:
+                    kept = project.keep_logs()
+                    print(f"compose: what the containers said is in {kept}", file=sys.stderr)
+                    raise
                 print(f"compose: everything healthy in {monotonic() - began:.0f} s", flush=True)
                 status = check(project, beside, arguments)
                 report(stood_in)

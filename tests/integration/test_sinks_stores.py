@@ -67,6 +67,20 @@ def test_history_equals_the_topics(dsn: str) -> None:
     assert watch.letters
 
 
+def test_a_database_without_an_encoding_is_written_all_the_same(postgres_server: Postgres) -> None:
+    dsn = postgres_server.database(
+        options="template template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'"
+    )
+    broker = topics(1, minutes=3)
+    for _ in range(2):
+        run(broker, history(dsn), HISTORY)
+    with psycopg.connect(dsn) as connection:
+        (rows,) = connection.execute(f"select count(*) from {SCHEMA}.pool_states").fetchone() or (
+            0,
+        )
+    assert rows == len(recomputed(broker, HISTORY)["pool_states"]) > 0
+
+
 def test_analysis_equals_the_topics_and_no_row_is_there_twice(engine: Engine) -> None:
     broker = topics(1)
     run(broker, analysis(engine), ANALYSIS)

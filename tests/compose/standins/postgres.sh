@@ -4,7 +4,7 @@ data=/var/lib/postgresql/data
 export PGPASSWORD="$POSTGRES_PASSWORD"
 if [ ! -s "$data/PG_VERSION" ]; then
   (umask 077 && echo "$POSTGRES_PASSWORD" > /tmp/password)
-  initdb -D "$data" -U "$POSTGRES_USER" --pwfile=/tmp/password -A scram-sha-256 >/dev/null
+  initdb -D "$data" -U "$POSTGRES_USER" --pwfile=/tmp/password -A scram-sha-256 -E UTF8 >/dev/null
   rm /tmp/password
   echo "host all all all scram-sha-256" >> "$data/pg_hba.conf"
   pg_ctl -D "$data" -o "-c listen_addresses=" -w start >/dev/null

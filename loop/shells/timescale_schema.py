@@ -31,7 +31,6 @@ AHEAD_DAYS: Final = 2
 MOST_DAYS: Final = 400
 """Older days get no partition of their own; there would be too many."""
 
-REFRESH_HOURS: Final = 3
 DAY: Final = timedelta(days=1)
 
 TYPES: Final = {
@@ -265,10 +264,12 @@ class History:
         hour = now.replace(minute=0, second=0, microsecond=0)
         if self._refreshed == hour:
             return
+        # Of all that is kept, since a sink that catches up writes many hours between two refreshes:
+        # the server knows which changed, and shows none below the last that it never computed.
         for name in AGGREGATES:
             self._run(
                 "call refresh_continuous_aggregate(%s::regclass, %s::timestamptz, %s::timestamptz)",
-                f"{SCHEMA}.{name}", hour - timedelta(hours=REFRESH_HOURS), hour,
+                f"{SCHEMA}.{name}", cutoff, hour,
             )  # fmt: skip
         self._refreshed = hour
 

@@ -190,7 +190,10 @@ def _remember(state: DetectorsState, node: NodeState) -> None:
     if known is not None and minute <= known.minute:
         return
     if known is None and len(state.nodes) >= MAX_NODES:
-        del state.nodes[min(state.nodes, key=lambda name: (state.nodes[name].minute, name))]
+        oldest = min(state.nodes, key=lambda name: (state.nodes[name].minute, name))
+        if minute - state.nodes[oldest].minute < SILENT_MINUTES:
+            return  # In a fleet of more, each would drive out the next and none be known for long.
+        del state.nodes[oldest]
     state.nodes[node.node] = behaviour.remember(node, minute, known)
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("river", reason="river is not installed: make setup EXTRAS=c
 
 
 from builders import FLEET, START_US, at, pool_state, received
-from gpuloop.reasoning.detectors import drift, episodes, forest, peers
+from gpuloop.reasoning.detectors import drift, episodes, fold, forest, peers
 from gpuloop.reasoning.detectors.behaviour import METRICS, Law
 from gpuloop.reasoning.detectors.drift import Mean
 from gpuloop.reasoning.detectors.episodes import Episode, Finding, Rule
@@ -230,6 +230,23 @@ def node(name: str, minute: int, *, rng: np.random.Generator, **changes: Any) ->
 
 def hash_of(name: str) -> int:
     return sum(ord(letter) * (place + 7) for place, letter in enumerate(name))
+
+
+@pytest.mark.parametrize("speaks", ["all", "late ones only"])
+def test_of_more_nodes_than_there_is_room_for_some_are_followed_for_long(
+    monkeypatch: pytest.MonkeyPatch, speaks: str
+) -> None:
+    monkeypatch.setattr(fold, "MAX_NODES", 4)
+    rng = np.random.Generator(np.random.Philox(1))
+    component, names = Detectors(FLEET), [f"n{number}" for number in range(6)]
+    state = component.initial()
+    for minute in range(12):
+        for name in names[4:] if speaks == "late ones only" and minute > 5 else names:
+            said = received("state.nodes", node(name, minute, rng=rng))
+            state, _ = component.step(state, said, at(START_US + minute * MINUTE_US))
+    assert len(state.nodes) == 4
+    followed = {name for name, memory in state.nodes.items() if len(memory.powers) == 4}
+    assert followed >= (set(names[:4]) if speaks == "all" else set(names[4:]))
 
 
 NODES = [f"a100-d{number:02}" for number in range(24)]

@@ -22,6 +22,9 @@ from gpuloop.schemas.units import INT64_MAX, MINUTE_US
 from gpuloop.streams.horizon import REMEMBER_US
 
 BLOCKS: Final = 64
+MAX_CLASSES: Final = 64
+OTHER_CLASSES: Final = "other"
+"""What classes beyond `MAX_CLASSES` are counted as: people name them, and no row may outgrow it."""
 ENTRY_JOBS: Final = 4096
 """Jobs that one entry of a queue tells of: the sum of their times fits 64 bits until 2041."""
 
@@ -206,8 +209,9 @@ def absorb(shard: JobShard, event: JobEvent, event_id: str) -> JobChange:
     if new.counted and not (old and old.counted):
         pool = shard.pools.setdefault(event.pool, PoolJobs())
         arrived = block.arrived.setdefault(event.pool, {})
-        _add(arrived, event.job_class, 1, event.gpus)
-        _add(pool.arrived, event.job_class, 1, event.gpus)
+        is_known = event.job_class in arrived or len(arrived) < MAX_CLASSES
+        for sums in (arrived, pool.arrived):
+            _add(sums, event.job_class if is_known else OTHER_CLASSES, 1, event.gpus)
     if old is not None:
         _count(shard, old, -1)
     _count(shard, new, 1)
@@ -284,10 +288,7 @@ def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Parti
             ),
             arrived_gpus=sum(arrived.gpus for arrived in jobs.arrived.values()),
             arrived_jobs=sum(arrived.jobs for arrived in jobs.arrived.values()),
-            classes=tuple(
-                _class(name, jobs.at_work.get(name), jobs.arrived.get(name))
-                for name in sorted(jobs.at_work.keys() | jobs.arrived.keys())
-            ),
+            classes=tuple(_classes(jobs)),
             heard_us=max(jobs.running.values(), default=None),
         )
         for pool, jobs in sorted(shard.pools.items())
@@ -295,14 +296,21 @@ def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Parti
     ]
 
 
-def _class(name: str, at_work: Jobs | None, arrived: Jobs | None) -> ClassState:
-    return ClassState(
-        job_class=name,
-        running_jobs=at_work.jobs if at_work else 0,
-        running_gpus=at_work.gpus if at_work else 0,
-        arrived_jobs=arrived.jobs if arrived else 0,
-        arrived_gpus=arrived.gpus if arrived else 0,
-    )
+def _classes(jobs: PoolJobs) -> Iterator[ClassState]:
+    """Yield the jobs by class, the last names as one where there are too many."""
+    names = sorted(jobs.at_work.keys() | jobs.arrived.keys())
+    room = len(names) if len(names) <= MAX_CLASSES else MAX_CLASSES - 1
+    for name, members in [*((one, [one]) for one in names[:room]), (OTHER_CLASSES, names[room:])]:
+        at_work = [jobs.at_work[one] for one in members if one in jobs.at_work]
+        arrived = [jobs.arrived[one] for one in members if one in jobs.arrived]
+        if members:
+            yield ClassState(
+                job_class=name,
+                running_jobs=sum(one.jobs for one in at_work),
+                running_gpus=sum(one.gpus for one in at_work),
+                arrived_jobs=sum(one.jobs for one in arrived),
+                arrived_gpus=sum(one.gpus for one in arrived),
+            )
 
 
 def _queue_entries(job_class: str, queue: Waiting) -> Iterator[QueueState]:

@@ -17,14 +17,13 @@ from gpuloop.schemas.messages.state import ClassState, Feature, QueueState, Serv
 from gpuloop.schemas.units import INT64_MAX
 from gpuloop.streams.frames import FEATURES
 from gpuloop.streams.horizon import REMEMBER_US
-from gpuloop.streams.jobs import DropReason
+from gpuloop.streams.jobs import OTHER_CLASSES, DropReason
 from gpuloop.streams.nodes import PoolNodes
 
 EVERY_POOL: Final = "*"
 """The pool of a partial that only says: this shard has said all it has to say at this tick."""
 MAX_QUEUES: Final = 64
 MAX_SERVICES: Final = 64
-OTHER_CLASSES: Final = "other"
 
 _SILENT: Final = FeatureSum(total=0.0, present=0, expected=0, newest_us=0)
 

@@ -156,6 +156,19 @@ def test_a_shard_survives_its_rows() -> None:
     assert jobs.shard_from(rows | {jobs.row_key(2, 0): b"not ours"}, 3) == shard
 
 
+def test_however_many_classes_people_name_rows_and_partials_stay_small() -> None:
+    shard, many = JobShard(), 6000
+    for n in range(many):
+        named = {"job": f"j{n}", "job_class": f"experiment-{n:06}"}
+        absorb(shard, event("submitted", 1, **named), event("finished", 2, **named))
+    for arrived in (block.arrived["h100"] for block in shard.blocks):
+        assert len(arrived) <= jobs.MAX_CLASSES + 1
+    [partial] = jobs.partials(shard, "local", "jobs/0", T0)
+    assert len(partial.classes) == jobs.MAX_CLASSES
+    assert sum(one.arrived_jobs for one in partial.classes) == partial.arrived_jobs == many
+    assert jobs.partials(restored(shard), "local", "jobs/0", T0) == [partial]
+
+
 def test_refusals_count_once_each_and_only_refusals() -> None:
     def tenant(seq: int, kind: str, *, at: int = T0) -> TenantEvent:
         return TenantEvent(

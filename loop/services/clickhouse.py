@@ -61,6 +61,7 @@ class Engine:
     def __init__(self, settings: Settings) -> None:
         folder = settings.state_dir / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # Who has no token shall not read the engine's files either.
         self._client: Final = clickhouse_connect.get_client(interface="chdb", path=str(folder))
         self._lock: Final = threading.Lock()
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 from zlib import crc32
 
-import msgspec
 from msgspec import field
 
 from gpuloop.schemas.component import Output, State
@@ -327,26 +326,11 @@ def _queue_entries(job_class: str, queue: Waiting) -> Iterator[QueueState]:
         )
 
 
-def row_key(partition: int, number: int) -> bytes:
-    """Return the table key of a block."""
-    return f"{partition}/{number}".encode()
-
-
-def row_of(shard: JobShard, number: int) -> bytes:
-    """Return the table row of a block."""
-    return msgspec.msgpack.encode(shard.blocks[number])
-
-
-def shard_from(rows: Mapping[bytes, bytes], partition: int) -> JobShard:
-    """Return the shard whose blocks are in `rows`; rows of other partitions are passed over."""
-    decoder = msgspec.msgpack.Decoder(JobBlock)
+def shard_of(blocks: Mapping[int, JobBlock]) -> JobShard:
+    """Return the shard that blocks by number add up to."""
     shard = JobShard()
-    for key in sorted(rows):
-        owner, number = key.decode().split("/")
-        if int(owner) != partition:
-            continue
-        block = decoder.decode(rows[key])
-        shard.blocks[int(number)] = block
+    for number, block in sorted(blocks.items()):
+        shard.blocks[number] = block
         shard.newest_us = max(shard.newest_us, block.newest_us)
         for name, classes in block.arrived.items():
             pool = shard.pools.setdefault(name, PoolJobs())

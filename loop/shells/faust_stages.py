@@ -23,7 +23,7 @@ from gpuloop.schemas.messages import (
     ServiceSample,
     TenantEvent,
 )
-from gpuloop.streams import jobs, node_rows, nodes, pools
+from gpuloop.streams import job_rows, jobs, node_rows, nodes, pools
 from gpuloop.streams.frames import unpack
 from gpuloop.streams.horizon import refuse_future
 
@@ -85,8 +85,8 @@ class JobStage:
         change = jobs.absorb(shard, message, event.id)
         if change.output is None or change.block is None:
             return Turn(dropped={change.dropped or "duplicate": 1})
-        key = jobs.row_key(event.partition, change.block)
-        return Turn(outputs=[change.output], rows={key: jobs.row_of(shard, change.block)})
+        key = job_rows.row_key(event.partition, change.block)
+        return Turn(outputs=[change.output], rows={key: job_rows.row_of(shard, change.block)})
 
     def partials(self, fleet: str, partition: int, tick_us: int) -> list[Partial]:
         """Return what a partition's jobs add to each pool."""
@@ -101,7 +101,7 @@ class JobStage:
     def _shard(self, partition: int) -> jobs.JobShard:
         shard = self._shards.get(partition)
         if shard is None:
-            shard = self._shards[partition] = jobs.shard_from(self._table(), partition)
+            shard = self._shards[partition] = job_rows.shard_from(self._table(), partition)
         return shard
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from gpuloop.schemas.messages import JobEvent, JobState, TenantEvent
-from gpuloop.streams import jobs
+from gpuloop.streams import job_rows, jobs
 from gpuloop.streams.jobs import JobChange, JobShard, TenantShard
 
 MINUTE = 60_000_000
@@ -38,8 +38,8 @@ def absorb(shard: JobShard, *events: JobEvent) -> list[JobChange]:
 
 
 def restored(shard: JobShard) -> JobShard:
-    rows = {jobs.row_key(0, number): jobs.row_of(shard, number) for number in range(jobs.BLOCKS)}
-    return jobs.shard_from(rows, 0)
+    rows = {job_rows.row_key(0, n): job_rows.row_of(shard, n) for n in range(jobs.BLOCKS)}
+    return job_rows.shard_from(rows, 0)
 
 
 def state(shard: JobShard, job: str = "j1") -> JobState:
@@ -152,8 +152,25 @@ def test_ended_jobs_leave_after_an_hour_and_their_late_events_stay_out() -> None
 def test_a_shard_survives_its_rows() -> None:
     shard = JobShard()
     absorb(shard, *LIFE, *(event("submitted", n, job=f"job-{n}") for n in range(10, 40)))
-    rows = {jobs.row_key(3, n): jobs.row_of(shard, n) for n in range(jobs.BLOCKS)}
-    assert jobs.shard_from(rows | {jobs.row_key(2, 0): b"not ours"}, 3) == shard
+    rows = {job_rows.row_key(3, n): job_rows.row_of(shard, n) for n in range(jobs.BLOCKS)}
+    assert job_rows.shard_from(rows | {job_rows.row_key(2, 0): b"not ours"}, 3) == shard
+
+
+def test_rows_from_before_arrivals_had_classes_keep_jobs_and_sums() -> None:
+    shard = JobShard()
+    absorb(shard, event("submitted", 1), event("started", 2), event("submitted", 3, job="j2"))
+    former = {}
+    for number, block in enumerate(shard.blocks):
+        row = msgspec.msgpack.decode(job_rows.row_of(shard, number))
+        sums = {pool: sum(one.gpus for one in of.values()) for pool, of in block.arrived.items()}
+        row["arrived"] = {pool: {"jobs": gpus // 8, "gpus": gpus} for pool, gpus in sums.items()}
+        former[job_rows.row_key(0, number)] = msgspec.msgpack.encode(row)
+    again = job_rows.shard_from(former, 0)
+    [now], [then] = (jobs.partials(one, "local", "jobs/0", T0) for one in (again, shard))
+    assert (now.arrived_jobs, now.arrived_gpus) == (then.arrived_jobs, then.arrived_gpus) == (2, 16)
+    assert (now.running_jobs, now.queues) == (then.running_jobs, then.queues)
+    (started,) = absorb(again, event("started", 4, job="j2"))
+    assert started.output is not None
 
 
 def test_however_many_classes_people_name_rows_and_partials_stay_small() -> None:
@@ -209,7 +226,7 @@ def heard(shard: JobShard) -> dict[str, int | None]:
 
 
 def rows(shard: JobShard) -> dict[bytes, bytes]:
-    return {jobs.row_key(0, number): jobs.row_of(shard, number) for number in range(jobs.BLOCKS)}
+    return {job_rows.row_key(0, n): job_rows.row_of(shard, n) for n in range(jobs.BLOCKS)}
 
 
 def test_a_shard_tells_when_it_last_heard_of_running_jobs_of_each_pool() -> None:
@@ -234,7 +251,7 @@ def test_when_running_jobs_were_last_heard_of_survives_a_restart_and_a_move() ->
     absorb(shard, *RUNNING, event("started", 3, job="j2"), event("progress", 7, attempt=1))
     absorb(shard, event("migrated", 8, attempt=1, pool="a100", nodes=("n9",)))
     expected = {"h100": T0 + 3 * MINUTE, "a100": T0 + 8 * MINUTE}
-    assert heard(shard) == heard(jobs.shard_from(rows(shard), 0)) == expected
+    assert heard(shard) == heard(job_rows.shard_from(rows(shard), 0)) == expected
 
 
 def test_rows_of_before_go_by_the_event_that_speaks_for_the_job() -> None:
@@ -243,4 +260,4 @@ def test_rows_of_before_go_by_the_event_that_speaks_for_the_job() -> None:
     for block in shard.blocks:
         for row in block.jobs.values():
             row.heard_us = 0
-    assert heard(jobs.shard_from(rows(shard), 0)) == {"h100": T0 + 2 * MINUTE}
+    assert heard(job_rows.shard_from(rows(shard), 0)) == {"h100": T0 + 2 * MINUTE}

@@ -139,7 +139,7 @@ class History:
             ).fetchone()
             self.hypertables = last[1] if last else self._has_timescale()
             shape = fingerprint(self._catalogue)
-            if last is None or last[0] != shape:
+            if last is None or last[0] != shape or self._misses_any():
                 for table in self._catalogue.tables:
                     self._make(table)
                 for name in AGGREGATES:
@@ -149,6 +149,13 @@ class History:
                     " values (%s, %s)",
                     shape, self.hypertables,
                 )  # fmt: skip
+
+    def _misses_any(self) -> bool:
+        """Say whether a table or an aggregate is gone; people may throw them away."""
+        names = [table.name for table in self._catalogue.tables] + list(AGGREGATES)
+        return any(
+            self._one("select to_regclass(%s)", f"{SCHEMA}.{name}") is None for name in names
+        )
 
     def _has_timescale(self) -> bool:
         """Say whether TimescaleDB is in this database with the licence that aggregates need."""

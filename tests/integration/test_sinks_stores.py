@@ -121,6 +121,18 @@ def test_hours_of_a_pool_are_what_its_ticks_were(dsn: str) -> None:
     assert found == [(60, 29.5), (30, 74.5)]
 
 
+def test_a_table_that_was_thrown_away_is_filled_again_from_its_topic(dsn: str) -> None:
+    broker = topics(3, minutes=5)
+    run(broker, history(dsn), HISTORY)
+    with psycopg.connect(dsn) as connection:
+        connection.execute(f"drop table {SCHEMA}.pool_states cascade")
+        connection.execute(f"delete from {SCHEMA}.sink_offsets where topic = 'state.pools'")
+    run(broker, history(dsn), HISTORY)
+    assert differences(in_postgres(dsn), recomputed(broker, HISTORY)) == []
+    with psycopg.connect(dsn) as connection:
+        assert connection.execute(f"select count(*) from {SCHEMA}.pool_hours").fetchone() != (0,)
+
+
 def test_a_second_start_changes_nothing(dsn: str, engine: Engine) -> None:
     broker = topics(3, minutes=5)
     for _ in range(2):

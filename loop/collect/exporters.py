@@ -7,7 +7,7 @@ off the newest frame of a partition, so nobody else may write frames there.
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Final
 
 from gpuloop.loop.collect.http import NoAnswer, fetch
@@ -20,13 +20,15 @@ from gpuloop.streams.collect.config import Dcgm, Exporter
 log: Final = logging.getLogger(__name__)
 
 AT_ONCE: Final = 32
+ILL_AT_ONCE: Final = 16
+"""How many are asked at once of those that did not answer before."""
 MAX_BYTES: Final = 8 * 1024 * 1024
 """A hundred times the scrape of a node with eight GPUs."""
 MAX_NODES: Final = 4096
 
 
 class Exporters:
-    """Scrapes its targets; a target that fails is counted, and asked again at the next beat."""
+    """Scrapes its targets; a target that fails is counted, and asked again."""
 
     name = "dcgm"
 
@@ -40,24 +42,37 @@ class Exporters:
         self._lock: Final = threading.Lock()
 
     def run(self, stop: threading.Event, listener: Listener) -> None:
-        """Scrape every target at once and then on every beat, until `stop`."""
+        """Scrape every target at once and then on every beat, until `stop`.
+
+        A target that did not answer is asked again beside the others: a rack that hangs must not
+        make the rest of the fleet old.
+        """
         pace = Pace(self.every_us)
-        workers = min(AT_ONCE, len(self._config.targets))
-        with ThreadPoolExecutor(workers, thread_name_prefix="dcgm") as threads:
+        targets = self._config.targets
+        asked: dict[int, Future[bool]] = {}
+        with (
+            ThreadPoolExecutor(min(AT_ONCE, len(targets)), thread_name_prefix="dcgm") as well,
+            ThreadPoolExecutor(min(ILL_AT_ONCE, len(targets)), thread_name_prefix="ill") as ill,
+        ):
             while True:
-                done = [
-                    threads.submit(self.scrape, target, stop, listener)
-                    for target in self._config.targets
-                ]
-                for one in done:
-                    one.result()
+                round_ = []
+                for place, target in enumerate(targets):
+                    last = asked.get(place)
+                    if last is not None and not last.done():
+                        continue
+                    answers = last is None or last.result()
+                    threads = well if answers else ill
+                    asked[place] = threads.submit(self.scrape, target, stop, listener)
+                    if answers:
+                        round_.append(asked[place])
+                wait(round_)
                 if not pace.wait(stop):
                     return
 
-    def scrape(self, target: Exporter, stop: threading.Event, listener: Listener) -> None:
-        """Scrape one target and tell what it says."""
+    def scrape(self, target: Exporter, stop: threading.Event, listener: Listener) -> bool:
+        """Scrape one target, tell what it says, and return whether it answered."""
         if stop.is_set():
-            return
+            return True
         now_us = self._wall_us()
         try:
             body = fetch(
@@ -70,7 +85,7 @@ class Exporters:
             if error.reason != "stopped":
                 log.warning("an exporter did not answer", extra={"why": str(error)})
                 listener.failed(self.name, error.reason)
-            return
+            return False
         scrapes, bad = dcgm.read(body.decode("utf-8", "replace"), node=target.node)
         if bad:
             listener.failed(self.name, "bad line", bad)
@@ -78,6 +93,7 @@ class Exporters:
             listener.failed(self.name, "no GPUs")
         for node, scrape in sorted(scrapes.items()):
             self._tell(node, scrape, now_us, target, listener)
+        return True
 
     def _tell(
         self, name: str, scrape: dcgm.NodeScrape, now_us: int, target: Exporter, listener: Listener

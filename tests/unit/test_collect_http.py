@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from gpuloop.loop.collect import exporters as exporters_module
 from gpuloop.loop.collect.exporters import Exporters
 from gpuloop.loop.collect.http import NoAnswer, fetch
 from gpuloop.loop.collect.prometheus import Server
@@ -238,6 +239,26 @@ def test_many_exporters_are_scraped_and_a_broken_one_spoils_none(site: Site) -> 
         ("p", "r", 7, 1)
     }
     assert heard.failures == {"refused": 1, "bad line": 1}
+
+
+def test_exporters_that_hang_make_the_others_late_once_only(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporters_module, "AT_ONCE", 2)
+    degrees = iter(range(20, 90))
+
+    def hang(request: BaseHTTPRequestHandler, _: bytes) -> None:
+        site.ended.wait(20)
+
+    site.answers["/n"] = lambda request, body: text(SCRAPE % next(degrees))(request, body)
+    site.answers |= {f"/h{number}": hang for number in range(8)}
+    targets = (target(site, "n"), *(target(site, f"h{number}") for number in range(8)))
+    config = Dcgm(targets=targets, timeout_seconds=0.3, every_seconds=0.1)
+    source = Exporters(config, fleet="f", boot=7, wall_us=lambda: 5_000)
+    heard, began = Heard(words=6), time.monotonic()
+    source.run(heard.stop, heard)
+    assert len(heard.of(GpuSample)) == 6
+    assert time.monotonic() - began < 4.0
 
 
 def test_a_scrape_without_a_gpu_is_counted(site: Site) -> None:

@@ -93,7 +93,13 @@ def check(project: Project, beside: Project, arguments: list[str]) -> int:
             for one in (project, beside)
         ],
     }
-    asserted = [str(HERE / "loop_in_containers.py"), "-rP", "-v", *arguments]
+    asserted = [
+        str(HERE / "loop_in_containers.py"),
+        "-rP",
+        "--show-capture=stdout",
+        "-v",
+        *arguments,
+    ]
     status = subprocess.run(
         [sys.executable, "-m", "pytest", *asserted],
         env=os.environ | {"TEST_COMPOSE": json.dumps(given)},

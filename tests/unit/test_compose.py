@@ -140,12 +140,14 @@ def test_the_collector_is_given_devices_to_look_at_and_not_to_compute_on() -> No
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu", "utility"]}
 
 
-def test_prometheus_finds_what_runs_in_a_profile_of_its_own() -> None:
+def test_prometheus_finds_what_runs_in_a_profile_of_its_own_or_more_than_once() -> None:
     config = yaml.safe_load((ROOT / "ops" / "prometheus" / "prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
     found = [name for lookup in job["dns_sd_configs"] for name in lookup["names"]]
     assert found == [
-        name for name, service in SERVICES.items() if service.profile in ("gpu", "sinks")
+        name
+        for name, service in SERVICES.items()
+        if service.profile in ("gpu", "sinks") or service.scales
     ]
 
 
@@ -218,7 +220,11 @@ def test_prometheus_asks_every_service_that_compose_runs_by_default() -> None:
     config = yaml.safe_load((ROOT / "ops" / "prometheus" / "prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
     (group,) = job["static_configs"]
-    running = [f"{name}:8080" for name, service in SERVICES.items() if not service.profile]
+    running = [
+        f"{name}:8080"
+        for name, service in SERVICES.items()
+        if not service.profile and not service.scales
+    ]
     assert group["targets"] == running
 
 

@@ -282,7 +282,7 @@ def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Parti
             running_jobs=len(jobs.running),
             queues=tuple(
                 entry
-                for job_class, queue in sorted(jobs.waiting.items())
+                for job_class, queue in _queues(jobs.waiting)
                 for entry in _queue_entries(job_class, queue)
             ),
             arrived_gpus=sum(arrived.gpus for arrived in jobs.arrived.values()),
@@ -310,6 +310,16 @@ def _classes(jobs: PoolJobs) -> Iterator[ClassState]:
                 arrived_jobs=sum(one.jobs for one in arrived),
                 arrived_gpus=sum(one.gpus for one in arrived),
             )
+
+
+def _queues(waiting: Mapping[str, Waiting]) -> Iterator[tuple[str, Waiting]]:
+    """Yield the queues by class, the last names as one where there are too many."""
+    names = sorted(waiting)
+    room = len(names) if len(names) <= MAX_CLASSES else MAX_CLASSES - 1
+    yield from ((name, waiting[name]) for name in names[:room])
+    if rest := [waiting[name] for name in names[room:]]:
+        jobs = {job: at_us for queue in rest for job, at_us in queue.submitted_us.items()}
+        yield OTHER_CLASSES, Waiting(gpus=sum(queue.gpus for queue in rest), submitted_us=jobs)
 
 
 def _queue_entries(job_class: str, queue: Waiting) -> Iterator[QueueState]:

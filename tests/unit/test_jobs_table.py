@@ -173,6 +173,20 @@ def test_rows_from_before_arrivals_had_classes_keep_jobs_and_sums() -> None:
     assert started.output is not None
 
 
+def test_however_many_classes_wait_their_queues_stay_few_and_count_every_job() -> None:
+    shard = JobShard()
+    for n in range(200):
+        one = event("submitted", 1, job=f"j{n}", job_class=f"class-{n:03d}", submitted_us=T0 + n)
+        jobs.absorb(shard, one, f"id-{n}")
+    (partial,) = jobs.partials(shard, "local", "jobs/0", T0 + HOUR)
+    assert len(partial.queues) == jobs.MAX_CLASSES
+    last = partial.queues[-1]
+    assert (last.job_class, last.jobs) == (jobs.OTHER_CLASSES, 200 - jobs.MAX_CLASSES + 1)
+    assert sum(queue.jobs for queue in partial.queues) == 200
+    assert sum(queue.gpus for queue in partial.queues) == 1600
+    assert last.oldest_submitted_us == T0 + jobs.MAX_CLASSES - 1
+
+
 def test_however_many_classes_people_name_rows_and_partials_stay_small() -> None:
     shard, many = JobShard(), 6000
     for n in range(many):

@@ -338,6 +338,28 @@ TELEMETRY = (
 )
 
 
+def equals_the_fold(run: Run) -> tuple[Expected, dict[str, PoolState]]:
+    """See that pools are what the fold computes of the same records; return both."""
+    expected = Expected()
+    for topic in TELEMETRY:
+        expected.fold_in(run.records(topic))
+    live = run.pools_after(START + (clock.wall_us() - run_anchor(run)) * SPEED)
+    assert builtins(expected.at(live["a100"].tick_us)) == builtins(live)
+    assert live["a100"].features["utilisation"].value is not None
+    assert live["a100"].shards_reported == live["a100"].shards_expected == 8
+    return expected, live
+
+
+def said_as_the_fold(run: Run, expected: Expected) -> None:
+    """See that the newest states of jobs and nodes are the fold's."""
+    jobs = {r.key.decode(): decode(r) for r in run.records("state.jobs") if r.key}
+    assert jobs == expected.jobs
+    nodes = {r.key.decode(): decode(r) for r in run.records("state.nodes") if r.key}
+    assert {k: said(v) for k, v in nodes.items() if isinstance(v, NodeState)} == {
+        k: said(v) for k, v in expected.nodes.items()
+    }
+
+
 def test_killed_observe_stage_recovers_to_what_the_fold_computes(run: Run) -> None:
     rng = np.random.default_rng(7)
     run.start("framer")
@@ -352,26 +374,12 @@ def test_killed_observe_stage_recovers_to_what_the_fold_computes(run: Run) -> No
     run.broker.produce(telemetry(rng, range(20, MINUTES)))
     run.settle()
 
-    expected = Expected()
-    for topic in TELEMETRY:
-        expected.fold_in(run.records(topic))
-    live = run.pools_after(START + (clock.wall_us() - run_anchor(run)) * SPEED)
-    tick_us = live["a100"].tick_us
-    assert builtins(expected.at(tick_us)) == builtins(live)
-    assert live["a100"].features["utilisation"].value is not None
-    assert live["a100"].shards_reported == live["a100"].shards_expected == 8
-
+    expected, live = equals_the_fold(run)
     run.kill("observe")
     run.start("observe")
-    again = run.pools_after(tick_us + 3 * MINUTE)
+    again = run.pools_after(live["a100"].tick_us + 3 * MINUTE)
     assert builtins(expected.at(again["a100"].tick_us)) == builtins(again)
-
-    jobs = {r.key.decode(): decode(r) for r in run.records("state.jobs") if r.key}
-    assert jobs == expected.jobs
-    nodes = {r.key.decode(): decode(r) for r in run.records("state.nodes") if r.key}
-    assert {k: said(v) for k, v in nodes.items() if isinstance(v, NodeState)} == {
-        k: said(v) for k, v in expected.nodes.items()
-    }
+    said_as_the_fold(run, expected)
 
 
 def test_workers_that_come_and_go_under_load_equal_one_fold(run: Run) -> None:
@@ -390,20 +398,8 @@ def test_workers_that_come_and_go_under_load_equal_one_fold(run: Run) -> None:
     run.kill("observe", "two")
     run.broker.produce(telemetry(rng, range(32, MINUTES)))
     run.settle()
-
-    expected = Expected()
-    for topic in TELEMETRY:
-        expected.fold_in(run.records(topic))
-    live = run.pools_after(START + (clock.wall_us() - run_anchor(run)) * SPEED)
-    tick_us = live["a100"].tick_us
-    assert builtins(expected.at(tick_us)) == builtins(live)
-    assert live["a100"].shards_reported == live["a100"].shards_expected == 8
-    jobs = {r.key.decode(): decode(r) for r in run.records("state.jobs") if r.key}
-    assert jobs == expected.jobs
-    nodes = {r.key.decode(): decode(r) for r in run.records("state.nodes") if r.key}
-    assert {k: said(v) for k, v in nodes.items() if isinstance(v, NodeState)} == {
-        k: said(v) for k, v in expected.nodes.items()
-    }
+    expected, _ = equals_the_fold(run)
+    said_as_the_fold(run, expected)
 
 
 def test_a_broker_that_dies_under_load_takes_nothing_with_it(
@@ -422,11 +418,7 @@ def test_a_broker_that_dies_under_load_takes_nothing_with_it(
         own_kafka.start()
         run.broker.produce(telemetry(rng, range(20, MINUTES)))
         run.settle(revive=True)
-        expected = Expected()
-        for topic in TELEMETRY:
-            expected.fold_in(run.records(topic))
-        live = run.pools_after(START + (clock.wall_us() - run_anchor(run)) * SPEED)
-        assert builtins(expected.at(live["a100"].tick_us)) == builtins(live)
+        expected, _ = equals_the_fold(run)
         jobs = {r.key.decode(): decode(r) for r in run.records("state.jobs") if r.key}
         assert jobs == expected.jobs
     finally:

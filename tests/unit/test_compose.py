@@ -29,6 +29,17 @@ OURS = {
 ONCE = {name: body for name, body in ALL.items() if "entrypoint" in body}
 
 
+BUILDERS = [body for body in ALL.values() if "build" in body]
+BUILT = {body["image"]: body["build"]["target"] for body in BUILDERS}
+
+
+def test_every_image_of_ours_is_built_by_one_service() -> None:
+    """Built twice under one name it would be two images, and `up` would replace containers."""
+    ours = {body["image"] for body in ALL.values() if body["image"].startswith("gpuloop-")}
+    assert len(BUILDERS) == len(BUILT)
+    assert set(BUILT) == ours
+
+
 def test_compose_runs_exactly_the_services_of_the_table() -> None:
     assert set(OURS) == set(SERVICES)
     assert all(len(body["command"]) == 1 for body in OURS.values())
@@ -46,7 +57,7 @@ def test_image_starts_services_as_the_table_does() -> None:
 def test_service_runs_in_the_image_with_its_packages(name: str) -> None:
     service, body = SERVICES[name], OURS[name]
     target = TARGETS[service.extra]
-    assert body["build"]["target"] == target
+    assert BUILT[body["image"]] == target
     assert body["image"].partition(":")[0] == f"gpuloop-{target}"
     stage = re.search(rf"^FROM tools AS packages-{target}\n(.*?)\n\n", DOCKERFILE, re.M | re.S)
     assert stage is not None

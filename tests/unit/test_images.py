@@ -12,10 +12,11 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+TARGETS = {body["image"]: body["build"]["target"] for body in COMPOSE.values() if "build" in body}
 IMAGES = {
-    body["command"][0]: body["build"]["target"]
+    body["command"][0]: TARGETS[body["image"]]
     for body in COMPOSE.values()
-    if "build" in body and "command" in body
+    if body["image"] in TARGETS and "command" in body
 }
 
 IMPORT = """

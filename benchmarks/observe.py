@@ -193,13 +193,12 @@ def held(servers: str, folder: Path, nodes: int, seconds: int) -> Held:
         Event().wait(0.5)
 
     def look() -> tuple[Sight, Sight, dict[float, float], int, int]:
-        changelog = sum(stage.stored_bytes(f"observe-{table}-changelog") for table in ("nodes",))
         return (
             framer.see("telemetry.gpu"),
             observe.see("internal.frames"),
             observe.latencies("internal.frames"),
             stage.stored_bytes("internal.frames"),
-            changelog,
+            stage.stored_bytes("observe-nodes-changelog"),
         )
 
     f0, o0, l0, frames0, log0 = look()

@@ -20,22 +20,9 @@ from numpy.typing import NDArray
 from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.messages import Frame, GpuSample
 from gpuloop.schemas.messages.internal import FRAME_COLUMNS
+from gpuloop.schemas.messages.state import FEATURES
 from gpuloop.schemas.messages.telemetry import GPU_ARRAYS
 from gpuloop.schemas.units import MAX_GPUS_PER_NODE
-
-FEATURES: Final[tuple[str, ...]] = (
-    "utilisation",
-    "sm_active",
-    "tensor_active",
-    "memory_used",
-    "temperature_celsius",
-    "power_watts",
-    "sm_clock_mhz",
-    "throttled",
-    "nvlink_bytes_per_second",
-    "ecc_uncorrected",
-)
-"""The columns that nodes and pools are described by, in the order of every feature axis."""
 
 _RATIO: Final = (0.0, 1.001)
 POSSIBLE: Final = {

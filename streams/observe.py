@@ -22,7 +22,7 @@ from gpuloop.schemas.messages import (
     TenantEvent,
 )
 from gpuloop.schemas.units import MINUTE_US, TimeUs
-from gpuloop.streams import frames, jobs, nodes, pools
+from gpuloop.streams import frames, jobs, node_ticks, nodes, pools
 from gpuloop.streams.horizon import refuse_future
 from gpuloop.streams.jobs import JobShard, TenantShard
 from gpuloop.streams.nodes import NodeShard
@@ -68,7 +68,7 @@ class Observe:
         fleet: str,
         *,
         shards: int = SHARDS,
-        fresh_us: int = nodes.FRESH_US,
+        fresh_us: int = node_ticks.FRESH_US,
         tick_every_us: int = MINUTE_US,
     ) -> None:
         self.state_type: type[ObserveState] = ObserveState
@@ -134,7 +134,7 @@ class Observe:
                 _drop(state, reason, count)
         state.samples = {}
         for name, node_shard in sorted(state.nodes.items()):
-            told = nodes.at_tick(node_shard, self._fleet, tick_us, fresh_us=self._fresh_us)
+            told = node_ticks.at_tick(node_shard, self._fleet, tick_us, fresh_us=self._fresh_us)
             outputs += told.states
             found += pools.node_partials(told.pools, self._fleet, name, tick_us)
         for name, job_shard in sorted(state.jobs.items()):

@@ -13,12 +13,11 @@ from gpuloop.schemas.component import Output, State
 from gpuloop.schemas.identity import derived_event_id
 from gpuloop.schemas.messages import Partial, PoolState, ResourceSample, ServiceSample
 from gpuloop.schemas.messages.internal import Capacity, FeatureSum
-from gpuloop.schemas.messages.state import ClassState, Feature, QueueState, ServiceState
+from gpuloop.schemas.messages.state import FEATURES, ClassState, Feature, QueueState, ServiceState
 from gpuloop.schemas.units import INT64_MAX
-from gpuloop.streams.frames import FEATURES
 from gpuloop.streams.horizon import REMEMBER_US
 from gpuloop.streams.jobs import OTHER_CLASSES, DropReason
-from gpuloop.streams.nodes import PoolNodes
+from gpuloop.streams.node_ticks import PoolNodes
 
 EVERY_POOL: Final = "*"
 """The pool of a partial that only says: this shard has said all it has to say at this tick."""

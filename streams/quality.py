@@ -14,9 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuloop.schemas.messages.state import Doubt
+from gpuloop.schemas.messages.state import FEATURES, Doubt
 from gpuloop.schemas.units import MINUTE_US, SECOND_US
-from gpuloop.streams.frames import FEATURES
 
 Codes = NDArray[np.uint8]
 

@@ -7,7 +7,7 @@ recognises. Should it have forgotten them, rows of one event still replace each 
 hourly aggregates are computed anew for the hours that a batch touched: they replace, never add.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -229,7 +229,7 @@ class ClickHouseStore:
         except ClickHouseError as error:
             raise _told(error) from None
 
-    def _aggregate(self, written: Sequence[Rows] | Any) -> None:
+    def _aggregate(self, written: Iterable[Rows]) -> None:
         hours: dict[str, set[datetime]] = {}
         for rows in written:
             for name, some in rows.items():

@@ -62,11 +62,13 @@ class Outlet:
         if not records:
             return
         client = await self._client()
+        topics = {self._prefix + record.topic for record in records}
+        sizes = {topic: len(await client.partitions_for(topic)) for topic in topics}
         batches: dict[tuple[str, int], list[Entry]] = {}
         for record in records:
             topic, number = self._prefix + record.topic, record.partition
             if number is None:
-                number = partition_of(record.key, len(await client.partitions_for(topic)))
+                number = partition_of(record.key, sizes[topic])
             entry = (record.key, record.value, record.headers)
             batches.setdefault((topic, number), []).append(entry)
         await self.send(batches)

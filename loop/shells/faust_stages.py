@@ -23,7 +23,7 @@ from gpuloop.schemas.messages import (
     ServiceSample,
     TenantEvent,
 )
-from gpuloop.streams import job_rows, jobs, node_rows, nodes, pools
+from gpuloop.streams import job_rows, jobs, node_rows, node_ticks, nodes, pools
 from gpuloop.streams.frames import unpack
 from gpuloop.streams.horizon import refuse_future
 
@@ -160,7 +160,7 @@ class FrameStage:
 
     def _tick(self, own: _Nodes, partition: int, tick_us: int) -> Turn:
         name = f"gpu/{partition}"
-        told = nodes.at_tick(own.shard, self._fleet, tick_us)
+        told = node_ticks.at_tick(own.shard, self._fleet, tick_us)
         own.changed |= told.changed
         partials = [
             *pools.node_partials(told.pools, self._fleet, name, tick_us),

@@ -3,13 +3,27 @@
 Written by the observe stage only and compacted: the last value of a key is the whole truth.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta
 
 from gpuloop.schemas.messages.base import Message, Part
 from gpuloop.schemas.messages.telemetry import Billing, Nodes, Tranche
 from gpuloop.schemas.units import Count, DurationUs, Name, Positive, Price, Ratio, TimeUs
+
+FEATURES: Final[tuple[str, ...]] = (
+    "utilisation",
+    "sm_active",
+    "tensor_active",
+    "memory_used",
+    "temperature_celsius",
+    "power_watts",
+    "sm_clock_mhz",
+    "throttled",
+    "nvlink_bytes_per_second",
+    "ecc_uncorrected",
+)
+"""What nodes and pools are described by, in the order of every feature axis."""
 
 
 class Feature(Part, frozen=True, kw_only=True):

@@ -8,25 +8,11 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from gpuloop.schemas.messages import NodeState, Offer, PoolState, ServiceSample
-from gpuloop.schemas.messages.state import Feature
+from gpuloop.schemas.messages.state import FEATURES, Feature
 from gpuloop.schemas.messages.telemetry import Billing, Tranche
 from gpuloop.schemas.units import INT64_MAX
 from gpuloop.streams.sinks.tables import Catalogue, Column, Source, Table, Value, field, fields
 from gpuloop.streams.sinks.tables import time_of as _time
-
-NODE_MEASURES: Final = (
-    "utilisation",
-    "sm_active",
-    "tensor_active",
-    "memory_used",
-    "temperature_celsius",
-    "power_watts",
-    "sm_clock_mhz",
-    "throttled",
-    "nvlink_bytes_per_second",
-    "ecc_uncorrected",
-)
-"""Features of a node that have a column of their own; a test holds them to what nodes carry."""
 
 
 def _tranche(billing: Billing, of: Callable[[Tranche], Value]) -> Callable[[Source], Value]:
@@ -146,7 +132,7 @@ NODE_STATES: Final = Table(
         _time("event_time_us"),
         *fields("word", "fleet", "node", "pool", "rack", "gpu_model", "billing"),
         *fields("int", "gpus", "boot", "seq"),
-        *(_measure(name) for name in NODE_MEASURES),
+        *(_measure(name) for name in FEATURES),
         Column("worst_quality", "float", _quality, True),
     ),
 )

@@ -15,8 +15,9 @@ from gpuloop.schemas.messages import (
     Partial,
 )
 from gpuloop.schemas.messages.internal import FRAME_COLUMNS, FeatureSum
+from gpuloop.schemas.messages.state import FEATURES
 from gpuloop.streams import jobs, nodes, pools
-from gpuloop.streams.frames import FEATURES, pack, unpack
+from gpuloop.streams.frames import pack, unpack
 from gpuloop.streams.nodes import NodeShard
 from gpuloop.streams.observe import ObserveState
 from observed import belief

@@ -6,7 +6,8 @@ import pytest
 
 from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.messages import GpuSample
-from gpuloop.streams.frames import FEATURES, pack, unpack
+from gpuloop.schemas.messages.state import FEATURES
+from gpuloop.streams.frames import pack, unpack
 
 UTILISATION, POWER, THROTTLED = (
     FEATURES.index(name) for name in ("utilisation", "power_watts", "throttled")

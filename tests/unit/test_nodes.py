@@ -6,9 +6,10 @@ import msgspec
 import numpy as np
 
 from gpuloop.schemas.messages import GpuSample, NodeState
-from gpuloop.streams import node_rows, nodes
+from gpuloop.streams import node_rows, node_ticks, nodes
 from gpuloop.streams.frames import pack, unpack
-from gpuloop.streams.nodes import Absorbed, NodeShard, NodeTick
+from gpuloop.streams.node_ticks import NodeTick
+from gpuloop.streams.nodes import Absorbed, NodeShard
 
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE
@@ -46,7 +47,7 @@ def absorb(shard: NodeShard, *samples: GpuSample) -> Absorbed:
 
 
 def tick(shard: NodeShard, at: int) -> NodeTick:
-    return nodes.at_tick(shard, "local", at)
+    return node_ticks.at_tick(shard, "local", at)
 
 
 def told(outcome: NodeTick) -> list[tuple[str, int]]:

@@ -6,8 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from gpuloop.schemas.messages import GpuSample, NodeState
-from gpuloop.streams import nodes, quality
-from gpuloop.streams.frames import FEATURES, pack, unpack
+from gpuloop.schemas.messages.state import FEATURES
+from gpuloop.streams import node_ticks, nodes, quality
+from gpuloop.streams.frames import pack, unpack
 from gpuloop.streams.nodes import NodeShard
 
 SECOND = 1_000_000
@@ -64,7 +65,7 @@ def watch(samples: Iterator[GpuSample]) -> tuple[NodeShard, NodeState]:
     shard, told = NodeShard(), None
     for one in samples:
         nodes.absorb(shard, unpack(pack("local", 0, [one])))
-        for output in nodes.at_tick(shard, "local", one.event_time_us).states:
+        for output in node_ticks.at_tick(shard, "local", one.event_time_us).states:
             told = output.message
     assert isinstance(told, NodeState)
     return shard, told
@@ -181,7 +182,7 @@ def test_a_doubted_reading_leaves_the_mean_of_its_pool_and_stays_expected() -> N
         ill = sample(step, node="ill", **(readings(step) | stuck))
         well = sample(step, node="well", **readings(step))
         nodes.absorb(shard, unpack(pack("local", 0, [ill, well])))
-    pool = nodes.at_tick(shard, "local", ill.event_time_us).pools["h100"]
+    pool = node_ticks.at_tick(shard, "local", ill.event_time_us).pools["h100"]
     power, load = pool.features["power_watts"], pool.features["utilisation"]
     assert (power.present, power.expected) == (GPUS, 2 * GPUS)
     assert power.total / power.present > 440

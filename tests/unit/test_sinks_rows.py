@@ -13,9 +13,8 @@ from gpuloop.schemas.messages import AuditRecord, NodeState, Outcome, Reward
 from gpuloop.schemas.messages.learning import COMPONENTS
 from gpuloop.schemas.messages.state import Feature, QueueState
 from gpuloop.schemas.units import INT64_MAX, MINUTE_US
-from gpuloop.streams.frames import FEATURES
 from gpuloop.streams.sinks.analysis import ANALYSIS
-from gpuloop.streams.sinks.history import HISTORY, NODE_MEASURES
+from gpuloop.streams.sinks.history import HISTORY
 from gpuloop.streams.sinks.tables import LATEST, Catalogue, Value
 
 START = datetime(2017, 10, 16, tzinfo=UTC)
@@ -90,10 +89,6 @@ def test_a_nodes_measures_are_columns_and_null_where_it_has_none() -> None:
     assert found["utilisation"] is None
     assert found["worst_quality"] == 0.5
     assert "of_tomorrow" not in found
-
-
-def test_a_node_has_a_column_for_everything_that_nodes_are_described_by() -> None:
-    assert NODE_MEASURES == FEATURES
 
 
 def test_a_reward_has_a_column_for_every_component_of_the_ledger() -> None:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from gpuloop.loop.shells.faust_stages import FrameStage, JobStage, PoolStage, SampleStage, Stage
 from gpuloop.schemas.component import Output, Received
 from gpuloop.schemas.messages import (
-    GpuSample,
     JobEvent,
     Message,
     Partial,
@@ -25,7 +24,7 @@ from gpuloop.schemas.messages.telemetry import Tranche
 from gpuloop.streams import jobs, node_rows
 from gpuloop.streams.frames import pack, tick
 from gpuloop.streams.observe import ticking_shards
-from observed import belief
+from observed import belief, gpu_sample
 
 MINUTE = 60_000_000
 T0 = 25_000_000 * MINUTE
@@ -141,7 +140,10 @@ def fill(world: World, rng: np.random.Generator) -> None:
     for minute in range(4):
         at = T0 + minute * MINUTE
         for p in (0, 1):
-            sent = [node_sample(f"n{p}-{n}", minute, at, rng) for n in range(3)]
+            sent = [
+                gpu_sample(f"n{p}-{n}", seq=minute, at=at, utilisation=(rng.random(), rng.random()))
+                for n in range(3)
+            ]
             topics["internal.frames"].put("internal.frames", p, "f", pack("local", p, sent))
             topics["internal.frames"].put("internal.frames", p, "t", tick("local", p, at))
             kind = ("submitted", "started", "progress", "finished")[minute]
@@ -176,22 +178,6 @@ def fill(world: World, rng: np.random.Generator) -> None:
             quote_usd_micros_per_gpu_hour=1,
         )
         topics["telemetry.tenants"].put("telemetry.tenants", 0, f"q{minute}", refusal)
-
-
-def node_sample(node: str, seq: int, at: int, rng: np.random.Generator) -> GpuSample:
-    return GpuSample(
-        fleet="local",
-        node=node,
-        pool="h100",
-        rack="r",
-        gpu_model="H100",
-        billing="spot",
-        event_time_us=at,
-        boot=1,
-        seq=seq,
-        gpu_ids=("a", "b"),
-        utilisation=(rng.random(), rng.random()),
-    )
 
 
 def job_event(job: str, kind: str, seq: int, at: int) -> JobEvent:

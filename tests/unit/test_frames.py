@@ -8,26 +8,15 @@ from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.messages import GpuSample
 from gpuloop.schemas.messages.state import FEATURES
 from gpuloop.streams.frames import pack, unpack
+from observed import gpu_sample
 
 UTILISATION, POWER, THROTTLED = (
     FEATURES.index(name) for name in ("utilisation", "power_watts", "throttled")
 )
 
 
-def sample(node: str = "n1", **fields: object) -> GpuSample:
-    basis = GpuSample(
-        fleet="local",
-        node=node,
-        pool="h100",
-        rack="r1",
-        gpu_model="H100",
-        billing="on_demand",
-        event_time_us=1,
-        boot=1,
-        seq=1,
-        gpu_ids=("a", "b", "c"),
-    )
-    return msgspec.structs.replace(basis, **fields)
+def sample(node: str = "n1", **said: object) -> GpuSample:
+    return gpu_sample(node, **{"gpu_ids": ("a", "b", "c")} | said)
 
 
 def test_null_blank_and_absent_values_are_missing_never_numbers() -> None:

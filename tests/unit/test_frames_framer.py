@@ -6,7 +6,8 @@ from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.framer import Framer, tick_step_us
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.schemas.codec import Encoded, decode, encode
-from gpuloop.schemas.messages import ClockAnchor, DeadLetter, Frame, GpuSample
+from gpuloop.schemas.messages import ClockAnchor, DeadLetter, Frame
+from observed import gpu_sample
 
 START = 1_500_000_000_000_000
 MINUTE = 60_000_000
@@ -28,19 +29,7 @@ def anchored(wall: Wall) -> MemoryBroker:
 
 
 def sample(node: str, seq: int, *, at: int = START, fleet: str = "local") -> Encoded:
-    message = GpuSample(
-        fleet=fleet,
-        node=node,
-        pool="h100",
-        rack="r1",
-        gpu_model="H100",
-        billing="spot",
-        event_time_us=at,
-        boot=1,
-        seq=seq,
-        gpu_ids=("a", "b"),
-        power_watts=(300.0, None),
-    )
+    message = gpu_sample(node, seq=seq, at=at, fleet=fleet, power_watts=(300.0, None))
     return encode("telemetry.gpu", node, message, event_id=f"{node}/{seq}", source="test")
 
 

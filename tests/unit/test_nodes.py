@@ -10,6 +10,7 @@ from gpuloop.streams import node_rows, node_ticks, nodes
 from gpuloop.streams.frames import pack, unpack
 from gpuloop.streams.node_ticks import NodeTick
 from gpuloop.streams.nodes import Absorbed, NodeShard
+from observed import gpu_sample
 
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE
@@ -26,20 +27,8 @@ def sample(
     throttle: int = 0,
     pool: str = "h100",
 ) -> GpuSample:
-    return GpuSample(
-        fleet="local",
-        node=node,
-        pool=pool,
-        rack="r1",
-        gpu_model="H100",
-        billing="spot",
-        event_time_us=at,
-        boot=boot,
-        seq=seq,
-        gpu_ids=("a", "b"),
-        utilisation=(load, load),
-        throttle_reasons=(throttle, 0),
-    )
+    said = {"utilisation": (load, load), "throttle_reasons": (throttle, 0)}
+    return gpu_sample(node, seq=seq, at=at, boot=boot, pool=pool, **said)
 
 
 def absorb(shard: NodeShard, *samples: GpuSample) -> Absorbed:

@@ -6,6 +6,7 @@ from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.component import Context, Output, Received, Tick, load, save
 from gpuloop.schemas.messages import GpuSample, JobEvent, Message, NodeState, PoolState
 from gpuloop.streams.observe import Observe, ObserveState
+from observed import gpu_sample
 
 MINUTE = 60_000_000
 T0 = 25_000_000 * MINUTE
@@ -22,19 +23,7 @@ def received(message: Message, partition: int = 0, id: str = "i") -> Received:
 
 
 def sample(node: str, seq: int, at: int = T0) -> GpuSample:
-    return GpuSample(
-        fleet="local",
-        node=node,
-        pool="h100",
-        rack="r",
-        gpu_model="H100",
-        billing="spot",
-        event_time_us=at,
-        boot=1,
-        seq=seq,
-        gpu_ids=("a", "b"),
-        utilisation=(0.25, 0.5),
-    )
+    return gpu_sample(node, seq=seq, at=at, utilisation=(0.25, 0.5))
 
 
 def submitted(job: str, at: int = T0) -> JobEvent:

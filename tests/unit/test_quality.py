@@ -10,6 +10,7 @@ from gpuloop.schemas.messages.state import FEATURES
 from gpuloop.streams import node_ticks, nodes, quality
 from gpuloop.streams.frames import pack, unpack
 from gpuloop.streams.nodes import NodeShard
+from observed import gpu_sample
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
@@ -45,19 +46,8 @@ def idle(step: int) -> dict[str, tuple[float, ...]]:
 
 
 def sample(step: int, *, node: str = "n1", boot: int = 1, **said: tuple[float, ...]) -> GpuSample:
-    return GpuSample(
-        fleet="local",
-        node=node,
-        pool="h100",
-        rack="r1",
-        gpu_model="h100-80gb",
-        billing="spot",
-        event_time_us=T0 + step * 10 * SECOND,
-        boot=boot,
-        seq=step,
-        gpu_ids=tuple("abcd"),
-        **said,  # type: ignore[arg-type]
-    )
+    named = {"gpu_ids": tuple("abcd"), "gpu_model": "h100-80gb", "boot": boot}
+    return gpu_sample(node, seq=step, at=T0 + step * 10 * SECOND, **named | said)
 
 
 def watch(samples: Iterator[GpuSample]) -> tuple[NodeShard, NodeState]:

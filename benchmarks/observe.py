@@ -22,6 +22,7 @@ from time import monotonic
 from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from benchmarks.observing import load
 from benchmarks.observing.faults import fault_to_command

@@ -19,13 +19,12 @@ import psutil
 from gpuloop.loop.shells import clock
 from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.kafka import KafkaBroker
-from gpuloop.ops.stack import kafka as kafka_stack
-from gpuloop.ops.stack.kafka_jars import cache_folder, fetch
 from gpuloop.ops.stack.ports import free_ports
 from gpuloop.ops.stack.process import Child, Program
 from gpuloop.ops.stack.topics import Admin, wanted
 from gpuloop.schemas.codec import encode
 from gpuloop.schemas.messages import ClockAnchor
+from own_kafka import OwnKafka
 
 FLEET: Final = "bench"
 PEERS: Final = Path(__file__).parent / "peers"
@@ -36,20 +35,12 @@ STUCK_SECONDS: Final = 300.0
 @contextmanager
 def broker(folder: Path) -> Iterator[str]:
     """Run a Kafka and yield its address."""
-    classpath = fetch(cache_folder(), lambda done, total: None)
-    ports = free_ports(folder)
-    port, controller_port = next(ports), next(ports)
-    kafka_stack.configure(folder, classpath, port=port, controller_port=controller_port)
-    child = Child(kafka_stack.program(folder, classpath), folder / "kafka.log")
+    kafka = OwnKafka(folder)
+    kafka.start()
     try:
-        admin = Admin(f"127.0.0.1:{port}")
-        while not admin.answers(1.0):
-            if child.exit_status() is not None:
-                sys.exit((folder / "kafka.log").read_text()[-2000:])
-        yield f"127.0.0.1:{port}"
+        yield kafka.bootstrap_servers
     finally:
-        child.kill_group()
-        child.reap(10.0)
+        kafka.kill()
 
 
 @dataclass(frozen=True)

@@ -299,16 +299,18 @@ def _instances(device: Device) -> list[Any]:
 def _partitioned(
     device: Device, instances: Sequence[Any], values: Values, *, detail: bool
 ) -> list[GpuReading]:
-    own, ids = [], []
+    own, ids, shares = [], [], []
     for handle in instances:
         number_of_it = _or_none(nvml.nvmlDeviceGetGpuInstanceId, handle)
-        id_ = nvml.nvmlDeviceGetUUID(handle)
+        id_ = _or_none(nvml.nvmlDeviceGetUUID, handle)
+        if id_ is None:
+            continue  # It is being taken apart.
         mine = _memory(handle, detail=detail)
         if number_of_it is not None:
             mine |= _profiled(device, id_, device.handle, number_of_it)
         own.append(mine)
         ids.append(id_)
-    shares = [_slices(one) for one in instances]
+        shares.append(_slices(handle))
     return [
         GpuReading(index=device.index, id=id_, model=device.model, values=mine)
         for id_, mine in zip(ids, partitioned(values, own, shares), strict=True)

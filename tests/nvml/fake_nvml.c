@@ -104,6 +104,8 @@ int nvmlDeviceGetIndex(const device_t *device, unsigned *index) {
 }
 
 int nvmlDeviceGetUUID(const device_t *device, char *uuid, unsigned length) {
+    long long gone = 0;
+    if (ask(device, "gone", &gone) == OK && gone) return NOT_FOUND;
     if (device->instance == WHOLE) snprintf(uuid, length, "GPU-%d", device->index);
     else snprintf(uuid, length, "MIG-%d-%d", device->index, device->instance);
     return OK;

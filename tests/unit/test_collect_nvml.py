@@ -195,6 +195,17 @@ def test_instances_stand_for_themselves_and_sums_over_the_node_stay_true(
     assert "utilisation" not in big.values
 
 
+def test_an_instance_that_is_taken_apart_is_left_out_and_the_others_stay_true(
+    gpus: Machine, nvml: Any
+) -> None:
+    gpus.set(0, mig=2)
+    gpus.set("0/0", memory_total=40 << 30, memory_used=10 << 30, slices=4, gone=1)
+    gpus.set("0/1", memory_total=20 << 30, memory_used=20 << 30, slices=3)
+    left, whole = nvml.read(detail=False)
+    assert (left.id, whole.id) == ("MIG-0-1", "GPU-1")
+    assert left.values["power_watts"] == pytest.approx(350.0)
+
+
 def test_waiting_for_an_event_ends_without_one(nvml: Any) -> None:
     assert nvml.wait(20_000) is None
 

@@ -6,10 +6,12 @@ implementations, in memory and Kafka, are held to one contract by `tests/contrac
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from gpuloop.schemas.codec import Encoded, Record
 from gpuloop.schemas.errors import Explained
+
+LINGER_S: Final = 0.01
 
 
 class Partition(NamedTuple):
@@ -47,8 +49,12 @@ class PositionLost(BrokerError):
 class Consumer(Protocol):
     """A reader of some partitions from explicit positions, in offset order per partition."""
 
-    def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
+    def poll(
+        self, *, max_records: int, timeout_s: float, linger_s: float = LINGER_S
+    ) -> list[Record]:
         """Return up to `max_records` records, as they arrived; none when `timeout_s` passed.
+
+        Once there is one, more are awaited for at most `linger_s`; at 0 what is there is all.
 
         Raises:
             PositionLost: a position is outside its partition.

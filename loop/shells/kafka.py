@@ -14,7 +14,7 @@ from typing import Final, cast
 
 import confluent_kafka as ck
 
-from gpuloop.loop.shells.broker import BrokerError, Partition, Placed, PositionLost
+from gpuloop.loop.shells.broker import LINGER_S, BrokerError, Partition, Placed, PositionLost
 from gpuloop.loop.shells.clock import monotonic_us
 from gpuloop.schemas.codec import Encoded, Headers, Record
 from gpuloop.schemas.units import SECOND_US
@@ -23,7 +23,6 @@ log: Final = logging.getLogger("librdkafka")
 
 ACK_TIMEOUT_S: Final = 30.0
 METADATA_TIMEOUT_S: Final = 10.0
-LINGER_S: Final = 0.01
 
 Properties = dict[str, str | int | float | bool]
 
@@ -137,7 +136,7 @@ class KafkaBroker:
                     raise BrokerError(f"{record.topic}: {error.args[0].str()}") from None
         try:
             while None in placed and not failed and monotonic_us() < deadline:
-                producer.poll(0.1)
+                producer.flush(0.1)  # Unlike a poll it sends at once: no record joins these.
         except ck.KafkaException as error:
             raise BrokerError(error.args[0].str()) from None  # Nothing can be written any more.
         if failed:
@@ -254,11 +253,13 @@ class KafkaConsumer:
         self._reader: Final = reader
         self._prefix: Final = prefix
 
-    def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
+    def poll(
+        self, *, max_records: int, timeout_s: float, linger_s: float = LINGER_S
+    ) -> list[Record]:
         """Return up to `max_records` records, as they arrived; none when `timeout_s` passed."""
         messages = self._reader.consume(1, timeout_s)
         if messages and max_records > 1:
-            messages += self._reader.consume(max_records - 1, LINGER_S)
+            messages += self._reader.consume(max_records - 1, linger_s)
         return [record for message in messages if (record := self._record(message)) is not None]
 
     def pause(self, partitions: Iterable[Partition]) -> None:

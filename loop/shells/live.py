@@ -52,13 +52,18 @@ FOLLOWED_CUTS: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveConfig:
-    """Bounds of a live shell. `run` names this start of the process in the journal."""
+    """Bounds of a live shell. `run` names this start of the process in the journal.
+
+    For `linger_us` what has arrived waits for what belongs to it. A fault waits as long, and a cut
+    costs two round trips to the broker, so it is short beside those.
+    """
 
     fleet: str
     seed: int
     run: str
     max_records: int = 2_000
     poll_us: int = 200_000
+    linger_us: int = 2_000
     snapshot_every_us: int = 60 * SECOND_US
     snapshot_every_cuts: int = 5_000
 
@@ -190,7 +195,9 @@ class LiveShell(Generic[S]):
         if self._consumer is None:
             raise RuntimeError("the shell is not open")
         polled = self._consumer.poll(
-            max_records=self._config.max_records, timeout_s=self._patience_us() / SECOND_US
+            max_records=self._config.max_records,
+            timeout_s=self._patience_us() / SECOND_US,
+            linger_s=self._config.linger_us / SECOND_US,
         )
         began_us = clock.monotonic_us()
         if polled:

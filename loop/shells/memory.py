@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from gpuloop.loop.shells import clock
-from gpuloop.loop.shells.broker import BrokerError, Partition, Placed, PositionLost
+from gpuloop.loop.shells.broker import LINGER_S, BrokerError, Partition, Placed, PositionLost
 from gpuloop.loop.shells.partition import partition_of
 from gpuloop.schemas.catalogue import CATALOGUE, Topic
 from gpuloop.schemas.codec import Encoded, Record
@@ -109,8 +109,10 @@ class MemoryConsumer:
         self._positions: Final = dict(positions)
         self._paused: Final[set[Partition]] = set()
 
-    def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
-        """Return up to `max_records` records; none when `timeout_s` passed."""
+    def poll(
+        self, *, max_records: int, timeout_s: float, linger_s: float = LINGER_S
+    ) -> list[Record]:
+        """Return what is there, up to `max_records`; none when `timeout_s` passed."""
         deadline = clock.monotonic_us() + round(timeout_s * SECOND_US)
         with self._broker.changed:
             while True:

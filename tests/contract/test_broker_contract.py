@@ -1,10 +1,14 @@
 """What every broker promises, asked of the one in memory and of Kafka."""
 
+import threading
 from collections.abc import Iterator
+from time import monotonic
 
 import pytest
 from echo import fault
 
+from conftest import Kafka
+from gpuloop.loop.shells import kafka as shell
 from gpuloop.loop.shells.broker import (
     Broker,
     BrokerError,
@@ -71,6 +75,37 @@ def test_a_poll_returns_no_more_than_asked_for(broker: Broker) -> None:
     polled = reader.poll(max_records=4, timeout_s=10.0)
     assert 1 <= len(polled) <= 4
     reader.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize(("linger_s", "together"), [(0.0, 1), (10.0, 2)])
+def test_a_poll_waits_for_more_as_long_as_it_may(
+    kafka: Kafka, linger_s: float, together: int
+) -> None:
+    broker = KafkaBroker(kafka.bootstrap_servers, prefix=kafka.prefix())
+    broker.produce([fault(0)])
+    reader = broker.consumer({FAULTS: 0})
+    later = threading.Timer(1.0, lambda: broker.produce([fault(1)]))
+    later.start()
+    polled = reader.poll(max_records=2, timeout_s=10.0, linger_s=linger_s)
+    later.join()
+    reader.close()
+    broker.close()
+    assert len(polled) == together
+
+
+@pytest.mark.kafka
+def test_a_write_that_is_awaited_does_not_wait_for_others_to_join_it(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(shell._PRODUCER, "linger.ms", 5_000)
+    broker = KafkaBroker(kafka.bootstrap_servers, prefix=kafka.prefix())
+    broker.produce([fault(0)])  # Connects.
+    begin = monotonic()
+    broker.produce([fault(1)])
+    took = monotonic() - begin
+    broker.close()
+    assert took < 2.5
 
 
 def test_a_position_outside_the_topic_is_an_error_not_a_jump(broker: Broker) -> None:

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 from echo import FLEET, START_US, Echo, fault_output
-from stage import SEED, SPEED, STORY, play, simulated, written
+from stage import SEED, SPEED, STORY, Stage, play, simulated, written
 
 from gpuloop.loop.replay.player import replay
 from gpuloop.loop.replay.record import record
 from gpuloop.loop.replay.recording import Recording
 from gpuloop.loop.shells.broker import Broker
 from gpuloop.loop.shells.kafka import KafkaBroker
-from gpuloop.loop.shells.memory import MemoryBroker
+from gpuloop.loop.shells.memory import MemoryBroker, MemoryConsumer
 from gpuloop.loop.shells.simulation import Simulation
+from gpuloop.schemas.codec import Record
 
 
 @pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])
@@ -32,6 +33,26 @@ def test_live_says_what_the_simulation_says(broker: Broker) -> None:
     expected = simulated(STORY)
     assert len(expected) == 30 + 4
     assert written(broker) == expected
+
+
+def test_what_has_arrived_waits_for_company_only_as_long_as_the_shell_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: set[float] = set()
+    poll = MemoryConsumer.poll
+
+    def watched(
+        reader: MemoryConsumer, *, max_records: int, timeout_s: float, linger_s: float = 60.0
+    ) -> list[Record]:
+        waited.add(linger_s)
+        return poll(reader, max_records=max_records, timeout_s=timeout_s)
+
+    stage = Stage(MemoryBroker())
+    stage.start(linger_us=3_000)
+    monkeypatch.setattr(MemoryConsumer, "poll", watched)
+    stage.tell(10, [fault_output(0)])
+    stage.settle()
+    assert waited == {0.003}
 
 
 def test_a_recording_replays_to_the_same_bytes(broker: Broker, tmp_path: Path) -> None:

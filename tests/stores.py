@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import clickhouse_connect
+import psutil
 import psycopg
 import pytest
 
@@ -39,17 +40,33 @@ class Postgres:
     log: Path
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def database(self, *, options: str = "") -> str:
-        """Return the sink's connection string to a database of its own."""
+    def database(self, *, options: str = "", hypertables: bool | None = None) -> str:
+        """Return the sink's connection string to a database of its own.
+
+        With TimescaleDB where it is installed, unless `hypertables` says otherwise; where they are
+        asked for and it is not, the test is skipped.
+        """
+        if hypertables and not self.server.offers_timescale:
+            pytest.skip("TimescaleDB is not installed in this PostgreSQL (CONTRIBUTING.md)")
         name = f"t{next(self._numbers)}"
-        with psycopg.connect(self.server.dsn(self.port), autocommit=True) as connection:
-            connection.execute(f"create database {name} {options}")
-        admit(self.administrator(name), SECRET)
+        self.order("postgres", f"create database {name} {options}")
+        self.admit(name)
+        if hypertables is False:
+            self.order(name, f"drop extension if exists {postgres.EXTENSION}")
         return f"postgresql://{SINK}:{SECRET.replace(' ', '%20')}@{LOOPBACK}:{self.port}/{name}"
 
     def administrator(self, name: str) -> str:
         """Return the administrator's connection string to a database."""
         return self.server.dsn(self.port).rpartition("/")[0] + f"/{name}"
+
+    def admit(self, name: str) -> None:
+        """Do what is done at every start of a stack: let the sink in, switch the extension on."""
+        admit(self.administrator(name), SECRET)
+
+    def order(self, name: str, statement: str) -> None:
+        """Do what only the administrator of a database may."""
+        with psycopg.connect(self.administrator(name), autocommit=True) as connection:
+            connection.execute(statement)
 
     def answers(self) -> bool:
         """Say whether it takes connections."""
@@ -64,6 +81,19 @@ class Postgres:
         """Start it, again after `kill`."""
         self.child = Child(self.server.program(self.port), self.log)
         until(self.answers, seconds=60.0)
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Stop all its processes where they are; its kernel goes on taking what is sent."""
+        group = psutil.Process(self.child.pid)
+        stopped = [group, *group.children(recursive=True)]
+        for one in stopped:
+            one.suspend()
+        try:
+            yield
+        finally:
+            for one in reversed(stopped):
+                one.resume()
 
     def kill(self) -> None:
         """End it at once, as a loss of power would."""

@@ -6,6 +6,7 @@ another process moved them, and this one ends. What the tables look like is for 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -16,15 +17,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.sink import Batch, Fenced, Standing, StoreDown, StoreRefused
 from gpuloop.loop.shells.timescale_schema import SCHEMA, History, Keep, staged
+from gpuloop.loop.shells.timescale_session import connect
+from gpuloop.loop.shells.timescale_upkeep import MOST_CHUNKS, Chunks, Partitions, Upkeep
 from gpuloop.streams.sinks.tables import Catalogue, Row, Table
 
-CONNECT_SECONDS: Final = 5
-SILENT_MS: Final = 20_000
-"""After so long without an acknowledgement the network is taken for gone."""
-
-SESSION: Final = (
-    "-c timezone=UTC -c statement_timeout=60000 -c lock_timeout=3000 -c client_min_messages=warning"
-)
 READ_ONLY: Final = "25006"
 TOO_LARGE: Final = "54000"
 """Of a key that no index takes; the client files it under what passes by itself."""
@@ -50,7 +46,8 @@ class TimescaleStore:
         self._keep: Final = keep
         self._password_file: Final = password_file
         self._connection: psycopg.Connection[Any] | None = None
-        self._history: History | None = None
+        self._upkeep: Upkeep | None = None
+        self._hypertables = False
 
     def open(self, parts: Mapping[Partition, int]) -> dict[Partition, Standing]:
         """Connect anew, bring the tables to their present form, and return the positions."""
@@ -63,8 +60,9 @@ class TimescaleStore:
 
     def tend(self, fleet_us: int) -> None:
         """Make room ahead of fleet time, compress and drop what is old, refresh aggregates."""
-        assert self._history is not None
-        _told(lambda: self._history.tend(fleet_us) if self._history else None)
+        upkeep = self._upkeep
+        assert upkeep is not None
+        _told(lambda: upkeep.tend(fleet_us))
 
     def close(self) -> None:
         """Close the connection."""
@@ -79,21 +77,15 @@ class TimescaleStore:
                 dsn = make_conninfo(dsn, password=self._password_file.read_text().strip())
             except OSError as error:
                 raise StoreDown(f"{self._password_file}: {error.strerror}") from None
-        connection = self._connection = psycopg.connect(
-            dsn,
-            autocommit=True,
-            connect_timeout=CONNECT_SECONDS,
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-            tcp_user_timeout=SILENT_MS,
-            application_name=self._reader,
-            # A database without an encoding of its own would answer in bytes.
-            client_encoding="utf8",
-            options=SESSION,
-        )
-        self._history = History(connection, self._catalogue, self._keep)
-        self._history.prepare()
+        connection = self._connection = connect(dsn, name=self._reader)
+        history = History(connection, self._catalogue)
+        history.prepare()
+        kind = Chunks if history.hypertables else Partitions
+        self._upkeep = kind(connection, self._catalogue, self._keep)
+        self._hypertables = history.hypertables
+        if self._hypertables:
+            # Late rows unpack what is compressed; where there were many, none would ever get in.
+            connection.execute("set timescaledb.max_tuples_decompressed_per_dml_transaction = 0")
         for table in self._catalogue.tables:
             connection.execute(staged(table))
         return self._standing(connection, parts)
@@ -123,10 +115,19 @@ class TimescaleStore:
         for found in batch.rows.values():
             for name, some in found.items():
                 rows.setdefault(name, []).extend(some)
+        self._refuse_too_many_days(rows)
         with connection.transaction(), connection.cursor() as cursor:
             for name, some in rows.items():
                 _insert(cursor, self._catalogue[name], some)
             self._move(cursor, batch)
+
+    def _refuse_too_many_days(self, rows: Mapping[str, Sequence[Row]]) -> None:
+        """Have a batch halved that would need too many chunks at once."""
+        for name, some in rows.items() if self._hypertables else ():
+            at = self._catalogue[name].names.index("time")
+            days = {moment.date() for row in some if isinstance(moment := row[at], datetime)}
+            if len(days) > MOST_CHUNKS:
+                raise StoreRefused(f"{name}: rows of {len(days)} days at once")
 
     def _move(self, cursor: psycopg.Cursor[Any], batch: Batch) -> None:
         spans = sorted(batch.spans.items())

@@ -1,24 +1,24 @@
-"""The tables of history in PostgreSQL, and their upkeep, with TimescaleDB or without.
+"""The tables of history in PostgreSQL, with TimescaleDB or without.
 
 With the extension they are hypertables, compressed when old, with continuous aggregates; without it
-they are partitioned by day, and the aggregates are views. What is old is judged by fleet time: the
-extension's own policies go by the wall clock, by which a twin's year 2017 is old at birth.
+they are partitioned by day, and the aggregates are views. Tables that are there stay what they are.
+What becomes of them with time is for `timescale_upkeep`.
 
 Tables only ever gain columns, as messages only gain fields; whoever starts adds what is missing,
 under a lock that one holds at a time.
 """
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import partial
 from hashlib import sha256
 from typing import Any, Final
 
 import psycopg
 from psycopg import sql
 
-from gpuloop.streams.sinks.tables import Catalogue, Column, Table, moment
+from gpuloop.streams.sinks.tables import Catalogue, Column, Table
+
+log: Final = logging.getLogger(__name__)
 
 SCHEMA: Final = "gpuloop"
 LOCK: Final = 0x6770756C6F6F70
@@ -26,12 +26,6 @@ LOCK: Final = 0x6770756C6F6F70
 
 FORM: Final = 1
 """Raised when what is below changes in a way that the tables' columns do not show."""
-
-AHEAD_DAYS: Final = 2
-MOST_DAYS: Final = 400
-"""Older days get no partition of their own; there would be too many."""
-
-DAY: Final = timedelta(days=1)
 
 TYPES: Final = {
     "text": "text",
@@ -103,17 +97,10 @@ def fingerprint(catalogue: Catalogue) -> str:
 class History:
     """The tables behind one connection."""
 
-    def __init__(
-        self, connection: psycopg.Connection[Any], catalogue: Catalogue, keep: Keep
-    ) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], catalogue: Catalogue) -> None:
         self._connection: Final = connection
         self._catalogue: Final = catalogue
-        self._keep: Final = keep
-        self._days: dict[str, set[datetime]] = {}
-        self._refreshed: datetime | None = None
         self.hypertables = False
-
-    # Making.
 
     def prepare(self) -> None:
         """Make what is missing: schema, tables, aggregates, positions."""
@@ -137,7 +124,10 @@ class History:
                 f"select fingerprint, hypertables from {SCHEMA}.migrations"  # noqa: S608
                 " order by number desc limit 1"
             ).fetchone()
-            self.hypertables = last[1] if last else self._has_timescale()
+            offered = self._has_timescale()
+            self.hypertables = last[1] if last and self._has_any() else offered
+            if offered and not self.hypertables:
+                log.warning("TimescaleDB is here, but the tables were made without it and stay so")
             shape = fingerprint(self._catalogue)
             if last is None or last[0] != shape or self._misses_any():
                 for table in self._catalogue.tables:
@@ -150,12 +140,17 @@ class History:
                     shape, self.hypertables,
                 )  # fmt: skip
 
+    def _has_any(self) -> bool:
+        """Say whether a table is there; what all are made of is decided when there is none."""
+        return any(self._is_there(table.name) for table in self._catalogue.tables)
+
     def _misses_any(self) -> bool:
         """Say whether a table or an aggregate is gone; people may throw them away."""
         names = [table.name for table in self._catalogue.tables] + list(AGGREGATES)
-        return any(
-            self._one("select to_regclass(%s)", f"{SCHEMA}.{name}") is None for name in names
-        )
+        return not all(map(self._is_there, names))
+
+    def _is_there(self, name: str) -> bool:
+        return self._one("select to_regclass(%s)", f"{SCHEMA}.{name}") is not None
 
     def _has_timescale(self) -> bool:
         """Say whether TimescaleDB is in this database with the licence that aggregates need."""
@@ -168,7 +163,7 @@ class History:
         columns = sql.SQL(", ").join(_definition(column) for column in table.columns)
         key = sql.SQL(", ").join(map(sql.Identifier, table.key))
         end = sql.SQL("" if self.hypertables else " partition by range (time)")
-        new = self._one("select to_regclass(%s)", f"{SCHEMA}.{table.name}") is None
+        new = not self._is_there(table.name)
         self._run(
             sql.SQL("create table if not exists {}.{} ({}, primary key ({})){}").format(
                 sql.Identifier(SCHEMA), name, columns, key, end
@@ -219,110 +214,6 @@ class History:
             f" from {SCHEMA}.{table} group by 1, {grouped}"
         )
 
-    # Upkeep.
-
-    def tend(self, fleet_us: int) -> None:
-        """Make room ahead of fleet time; compress, refresh and drop what is old by it."""
-        now = moment(fleet_us)
-        cutoff = now - timedelta(days=self._keep.days)
-        if self.hypertables:
-            self._tend_chunks(now, cutoff)
-            return
-        for table in self._catalogue.tables:
-            self._tend_partitions(table, now, cutoff)
-
-    def _tend_partitions(self, table: Table, now: datetime, cutoff: datetime) -> None:
-        """Have a partition for each day from yesterday on, and for older days that have rows."""
-        known = self._days.get(table.name)
-        if known is None:
-            known = self._days[table.name] = self._partitions(table)
-        today = _day(now)
-        wanted = {today + n * DAY for n in range(-1, AHEAD_DAYS + 1)}
-        wanted |= self._unplaced(table, max(_day(cutoff), _day(now) - MOST_DAYS * DAY), max(wanted))
-        for day in sorted(wanted - known):
-            self._locked(partial(self._add, table, day))
-            known.add(day)
-        for day in sorted(day for day in known if day + DAY <= cutoff):
-            self._locked(partial(self._drop, table, day))
-            known.discard(day)
-        self._run(f"delete from {SCHEMA}.{table.name}_rest where time < %s", cutoff)  # noqa: S608
-
-    def _unplaced(self, table: Table, first: datetime, last: datetime) -> set[datetime]:
-        """Return the days of [first, last) that have rows without a partition of their own."""
-        found = self._connection.execute(
-            f"select distinct date_trunc('day', time, 'UTC') from {SCHEMA}.{table.name}_rest"  # noqa: S608
-            " where time >= %s and time < %s",
-            (first, last),
-        ).fetchall()
-        return {day.astimezone(UTC) for (day,) in found}
-
-    def _tend_chunks(self, now: datetime, cutoff: datetime) -> None:
-        compress = now - timedelta(days=self._keep.compress_after_days)
-        for table in self._catalogue.tables:
-            name = f"{SCHEMA}.{table.name}"
-            self._run(
-                "select drop_chunks(%s::regclass, older_than => %s::timestamptz)", name, cutoff
-            )
-            self._run(
-                "select compress_chunk(c, if_not_compressed => true)"
-                " from show_chunks(%s::regclass, older_than => %s::timestamptz) c",
-                name, compress,
-            )  # fmt: skip
-        hour = now.replace(minute=0, second=0, microsecond=0)
-        if self._refreshed == hour:
-            return
-        # Of all that is kept, since a sink that catches up writes many hours between two refreshes:
-        # the server knows which changed, and shows none below the last that it never computed.
-        for name in AGGREGATES:
-            self._run(
-                "call refresh_continuous_aggregate(%s::regclass, %s::timestamptz, %s::timestamptz)",
-                f"{SCHEMA}.{name}", cutoff, hour,
-            )  # fmt: skip
-        self._refreshed = hour
-
-    def _partitions(self, table: Table) -> set[datetime]:
-        found = self._connection.execute(
-            "select child.relname from pg_inherits i join pg_class child on child.oid = i.inhrelid"
-            " where i.inhparent = %s::regclass",
-            (f"{SCHEMA}.{table.name}",),
-        ).fetchall()
-        days = (name.rpartition("_")[2] for (name,) in found)
-        return {datetime.strptime(d, "%Y%m%d").replace(tzinfo=UTC) for d in days if d.isdecimal()}
-
-    def _add(self, table: Table, day: datetime) -> None:
-        """Add a day's partition; rows of it that came before it move over from the rest."""
-        place = {
-            "schema": sql.Identifier(SCHEMA),
-            "table": sql.Identifier(table.name),
-            "rest": sql.Identifier(f"{table.name}_rest"),
-            "part": sql.Identifier(f"{table.name}_{day:%Y%m%d}"),
-            "first": sql.Literal(day),
-            "next": sql.Literal(day + DAY),
-        }
-        if self._one("select to_regclass(%s)", f"{SCHEMA}.{table.name}_{day:%Y%m%d}"):
-            return
-        for statement in (
-            "create table {schema}.{part} (like {schema}.{table} including defaults"
-            " including constraints)",
-            "with moved as (delete from {schema}.{rest} where time >= {first} and time < {next}"
-            " returning *) insert into {schema}.{part} select * from moved",
-            "alter table {schema}.{table} attach partition {schema}.{part}"
-            " for values from ({first}) to ({next})",
-        ):
-            self._run(sql.SQL(statement).format(**place))
-
-    def _drop(self, table: Table, day: datetime) -> None:
-        self._run(
-            sql.SQL("drop table if exists {}.{}").format(
-                sql.Identifier(SCHEMA), sql.Identifier(f"{table.name}_{day:%Y%m%d}")
-            )
-        )
-
-    def _locked(self, act: Callable[[], None]) -> None:
-        with self._connection.transaction():
-            self._run("select pg_advisory_xact_lock(%s)", LOCK)
-            act()
-
     def _run(self, statement: str | sql.Composed, *values: object) -> None:
         self._connection.execute(statement, values or None)
 
@@ -334,7 +225,3 @@ class History:
 def _definition(column: Column) -> sql.Composed:
     kind = sql.SQL(TYPES[column.kind] + ("" if column.nullable else " not null"))
     return sql.SQL("{} {}").format(sql.Identifier(column.name), kind)
-
-
-def _day(moment: datetime) -> datetime:
-    return moment.replace(hour=0, minute=0, second=0, microsecond=0)

@@ -37,6 +37,14 @@ _SETTINGS: Final = {
     "log_min_messages": "warning",
 }
 
+EXTENSION: Final = "timescaledb"
+
+_WITH_EXTENSION: Final = {
+    "shared_preload_libraries": EXTENSION,  # Without which it cannot be created in a database.
+    "timescaledb.telemetry_level": "off",
+    "max_locks_per_transaction": "256",  # A reader takes some for every chunk of a table.
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Postgres:
@@ -47,13 +55,23 @@ class Postgres:
     user: tuple[int, int] | None
     password: str
 
+    @property
+    def offers_timescale(self) -> bool:
+        """Return whether TimescaleDB's library lies where this server looks for libraries."""
+        libraries = self.programs.parent / "lib"
+        places = (libraries, libraries / "postgresql")
+        return any((place / f"{EXTENSION}.so").exists() for place in places)
+
     def dsn(self, port: int) -> str:
         """Return the connection string of the stack's database."""
         return f"postgresql://{USER}:{self.password}@{LOOPBACK}:{port}/postgres"
 
     def program(self, port: int) -> Program:
         """Return the server's command line; the cluster has been created."""
-        options = [f"-c{key}={value}" for key, value in (_SETTINGS | {"port": str(port)}).items()]
+        settings = _SETTINGS | {"port": str(port)}
+        if self.offers_timescale:
+            settings |= _WITH_EXTENSION
+        options = [f"-c{key}={value}" for key, value in settings.items()]
         return Program(
             arguments=(str(self.programs / "postgres"), "-D", str(self.data), *options),
             folder=self.data,

@@ -61,7 +61,8 @@ def _extension(connection: psycopg.Connection[Any]) -> str:
     offered = "select default_version from pg_available_extensions where name = 'timescaledb'"
     if not _one(connection, offered):
         return ""
-    connection.execute("create extension if not exists timescaledb")
+    # The administrator may be called like our schema, which would come first in its search path.
+    connection.execute("create extension if not exists timescaledb schema public")
     found = _one(connection, "select extversion from pg_extension where extname = 'timescaledb'")
     return str(found)
 

@@ -13,11 +13,12 @@ from builders import START_US, offer, pool_state
 from faults.loops import FLEET
 from faults.poison import hostile
 from faults.sinks import differences, in_clickhouse, in_postgres, recomputed, run, topics
+from gpuloop.loop.shells import timescale_session
 from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.clickhouse_schema import DATABASE
 from gpuloop.loop.shells.clickhouse_store import ClickHouseStore
 from gpuloop.loop.shells.memory import MemoryBroker
-from gpuloop.loop.shells.sink import Limits
+from gpuloop.loop.shells.sink import Batch, Limits, Span, StoreDown
 from gpuloop.loop.shells.timescale import TimescaleStore
 from gpuloop.loop.shells.timescale_schema import SCHEMA, Keep
 from gpuloop.schemas.codec import Encoded, encode
@@ -35,9 +36,14 @@ DAY_US = 24 * HOUR_US
 START = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=START_US)
 
 
+@pytest.fixture(params=["partitions", "hypertables"])
+def dsn(request: pytest.FixtureRequest, postgres_server: Postgres) -> str:
+    return postgres_server.database(hypertables=request.param == "hypertables")
+
+
 @pytest.fixture
-def dsn(postgres_server: Postgres) -> str:
-    return postgres_server.database()
+def partitions(postgres_server: Postgres) -> str:
+    return postgres_server.database(hypertables=False)
 
 
 def history(dsn: str, *, days: float = 14.0, reader: str = "sink-test") -> TimescaleStore:
@@ -249,19 +255,34 @@ def test_a_topic_that_begins_anew_is_read_from_its_beginning(
     assert ticks == [0, 1, 2, 3, 4, 100, 101]
 
 
-def test_old_days_are_dropped_and_days_to_come_have_room(dsn: str) -> None:
+def test_a_server_that_stands_still_is_given_up_in_time(
+    postgres_server: Postgres, partitions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = topics(3, minutes=2)
+    part = Partition("market.offers", 0)
+    parts = {part: 0 for topic in HISTORY.topics for part in broker.partitions(topic)}
+    store = history(partitions)
+    store.open(parts)
+    monkeypatch.setattr(timescale_session, "ANSWER_SECONDS", 0.5)
+    with postgres_server.standing_still(), pytest.raises(StoreDown, match=r"no answer for 0\.5 s"):
+        store.write(Batch(spans={part: Span(0, 1)}, rows={}))
+    assert store.open(parts)[part].next == 0
+    store.close()
+
+
+def test_old_days_are_dropped_and_days_to_come_have_room(partitions: str) -> None:
     broker = MemoryBroker()
     for day in range(6):
         state = pool_state(tick_us=START_US + day * DAY_US, fleet=FLEET)
         broker.produce([said("state.pools", "a100", state, str(day))])
-    store = history(dsn, days=2.0)
+    store = history(partitions, days=2.0)
     run(broker, store, HISTORY)
     store.open({part: 0 for topic in HISTORY.topics for part in broker.partitions(topic)})
     store.tend(START_US + 5 * DAY_US)
     store.close()
-    kept = sorted(row[0] for row in rows(dsn, HISTORY["pool_states"]))
+    kept = sorted(row[0] for row in rows(partitions, HISTORY["pool_states"]))
     assert kept == [START + timedelta(days=day) for day in (3, 4, 5)]
-    with psycopg.connect(dsn) as connection:
+    with psycopg.connect(partitions) as connection:
         names = {
             name
             for (name,) in connection.execute(
@@ -324,34 +345,3 @@ def test_months_that_are_over_are_dropped(engine: Engine) -> None:
     store.close()
     kept = engine.query(f"select toYYYYMM(time) as m from {DATABASE}.pool_states order by m")
     assert [month for (month,) in kept] == [201711, 201712, 201801, 201802]
-
-
-@pytest.fixture
-def hypertables(postgres_server: Postgres) -> str:
-    dsn = postgres_server.database()
-    with psycopg.connect(postgres_server.server.dsn(postgres_server.port)) as connection:
-        offered = connection.execute(
-            "select 1 from pg_available_extensions where name = 'timescaledb'"
-        ).fetchone()
-    if offered is None:
-        pytest.skip("TimescaleDB is not installed in this PostgreSQL")
-    return dsn
-
-
-def test_with_timescaledb_history_lies_in_hypertables_with_aggregates(hypertables: str) -> None:
-    broker = topics(1)
-    store = history(hypertables, days=2.0)
-    run(broker, store, HISTORY)
-    store.open({part: 0 for topic in HISTORY.topics for part in broker.partitions(topic)})
-    store.tend(START_US + 9 * DAY_US)
-    store.close()
-    with psycopg.connect(hypertables) as connection:
-        made = connection.execute(
-            "select count(*) from timescaledb_information.hypertables"
-        ).fetchone()
-        kept = connection.execute(
-            "select count(*) from timescaledb_information.continuous_aggregates"
-        ).fetchone()
-    assert made == (len(HISTORY.tables),)
-    assert kept == (3,)
-    assert rows(hypertables, HISTORY["pool_states"]) == []

@@ -6,12 +6,13 @@ raises `BadInput` with one reason; what was refused goes whole to the dead-lette
 
 import hashlib
 from base64 import b64encode
+from collections.abc import Callable
 from functools import cache
 from typing import Final
 
 import msgspec
 
-from gpuloop.schemas.catalogue import CATALOGUE, MAX_VALUE_BYTES, message_type
+from gpuloop.schemas.catalogue import CATALOGUE, MAX_VALUE_BYTES, Topic, message_type
 from gpuloop.schemas.messages import DeadLetter, Message, dataschema
 from gpuloop.schemas.messages.record import DeadLetterReason
 from gpuloop.schemas.units import calendar_time
@@ -68,16 +69,6 @@ class Encoded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     headers: Headers
     value: bytes
     partition: int | None = None
-
-
-@cache
-def _json_decoder(kind: type[Message]) -> msgspec.json.Decoder[Message]:
-    return msgspec.json.Decoder(kind, strict=True)
-
-
-@cache
-def _msgpack_decoder(kind: type[Message]) -> msgspec.msgpack.Decoder[Message]:
-    return msgspec.msgpack.Decoder(kind, strict=True)
 
 
 _json_encoder: Final = msgspec.json.Encoder()
@@ -149,24 +140,19 @@ def decode(record: Record) -> Message:
         BadInput: with the reason, for anything that does not follow the topic's contract.
 
     """
-    topic = CATALOGUE.get(record.topic)
-    if topic is None or not topic.messages:
-        raise BadInput("unknown_type", f"topic {record.topic} carries no messages")
-    if not record.value:
+    value = record.value
+    if not value:
         raise BadInput("empty", "the record has no value")
-    if len(record.value) > MAX_VALUE_BYTES:
-        raise BadInput("too_large", f"{len(record.value)} bytes, at most {MAX_VALUE_BYTES}")
+    if len(value) > MAX_VALUE_BYTES:
+        raise BadInput("too_large", f"{len(value)} bytes, at most {MAX_VALUE_BYTES}")
     stated_type = stated_schema = None
-    for name, value in record.headers:
+    for name, stated in record.headers:
         if name == "ce_type":
-            stated_type = value
+            stated_type = stated
         elif name == "ce_dataschema":
-            stated_schema = value
-    kind = _message_class(record.topic, stated_type, stated_schema)
+            stated_schema = stated
     try:
-        if topic.encoding == "msgpack":
-            return _msgpack_decoder(kind).decode(record.value)
-        return _json_decoder(kind).decode(record.value)
+        return _reader(record.topic, stated_type, stated_schema)(value)
     except msgspec.ValidationError as error:
         raise BadInput(_reason_of(str(error)), str(error)) from None
     except msgspec.DecodeError as error:
@@ -179,20 +165,31 @@ def decode(record: Record) -> Message:
 
 
 @cache
-def _message_class(topic: str, stated_type: bytes | None, stated_schema: bytes | None) -> Kind:
-    """Return the class that a record's headers state, as its topic allows.
+def _reader(
+    topic: str, stated_type: bytes | None, stated_schema: bytes | None
+) -> Callable[[bytes], Message]:
+    """Return what decodes a record whose headers state this, as its topic allows.
 
     Only what is right is cached, so there are few entries.
     """
-    known, headers_required = CATALOGUE[topic].messages, CATALOGUE[topic].headers_required
+    known = CATALOGUE.get(topic)
+    if known is None or not known.messages:
+        raise BadInput("unknown_type", f"topic {topic} carries no messages")
+    kind = _message_class(known, stated_type, stated_schema)
+    if known.encoding == "msgpack":
+        return msgspec.msgpack.Decoder(kind, strict=True).decode
+    return msgspec.json.Decoder(kind, strict=True).decode
+
+
+def _message_class(topic: Topic, stated_type: bytes | None, stated_schema: bytes | None) -> Kind:
     if stated_type is None:
-        if headers_required or len(known) != 1:
+        if topic.headers_required or len(topic.messages) != 1:
             raise BadInput("unknown_type", "no ce_type header")
-        return known[0]
+        return topic.messages[0]
     type_name = stated_type.decode("utf-8", "replace")
     kind = message_type(type_name.removeprefix("gpuloop."))
-    if kind is None or kind not in known:
-        raise BadInput("unknown_type", f"{type_name[:200]} does not belong on {topic}")
+    if kind is None or kind not in topic.messages:
+        raise BadInput("unknown_type", f"{type_name[:200]} does not belong on {topic.name}")
     if stated_schema is not None and stated_schema != (reads := dataschema(kind).encode()):
         schema_name = stated_schema.decode("utf-8", "replace")
         raise BadInput("unknown_version", f"{schema_name[:200]}, this reads {reads.decode()}")

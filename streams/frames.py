@@ -48,7 +48,7 @@ INT32_MAX: Final = 0x7FFF_FFFF
 FP64_BLANK: Final = 140_737_488_355_328.0
 """First codes of DCGM's "no value" ranges; the int64 range lies above `FP64_BLANK` as well."""
 
-_LEAST, _MOST = np.array([POSSIBLE[name] for name in FEATURES]).T[:, :, None]
+_LEAST, _MOST = np.array([POSSIBLE[name] for name in FEATURES], np.float32).T[:, :, None]
 _BITS: Final = 1 << np.arange(len(FEATURES))[:, None]
 
 SAMPLE_BYTES: Final = 48
@@ -60,6 +60,9 @@ _HEAD: Final = (
 )  # fmt: skip
 _HEAD_OF: Final = attrgetter(*_HEAD)
 _ARRAYS_OF: Final = attrgetter(*GPU_ARRAYS)
+_BESIDE_NODES: Final = (
+    "pools", "racks", "gpu_models", "billings", "event_time_us", "boots", "seqs", "gpus",
+)  # fmt: skip
 LABELS: Final = 5
 """How many of a sample's first fields are words."""
 
@@ -73,6 +76,10 @@ class FrameView:
     """
 
     frame: Frame
+    event_us: NDArray[np.int64]
+    boots: NDArray[np.int64]
+    seqs: NDArray[np.int64]
+    gpus: NDArray[np.int64]
     totals: NDArray[np.float64]
     present: NDArray[np.int32]
     outside: NDArray[np.uint16]
@@ -97,18 +104,16 @@ class FrameBuilder:
 
     def add(self, sample: GpuSample) -> None:
         """Take one more sample."""
-        gpus = len(sample.gpu_ids)
-        arrays = _ARRAYS_OF(sample)
+        gpus, arrays, head = len(sample.gpu_ids), _ARRAYS_OF(sample), _HEAD_OF(sample)
         if self._absent or not all(arrays):
             given = zip(FRAME_COLUMNS, arrays, strict=True)
             self._absent.difference_update([name for name, array in given if array])
             arrays = tuple(array or (_NAN,) * gpus for array in arrays)
         values = _packed(arrays)
-        head = _HEAD_OF(sample)
         self._heads.append(head)
         self._gpus.append(gpus)
         self._values.append(values)
-        self.size += SAMPLE_BYTES + sum(map(len, head[:LABELS])) + len(values) // 2
+        self.size += SAMPLE_BYTES + len("".join(head[:LABELS])) + len(values) // 2
 
     def build(self) -> Frame:
         """Return the data frame of what was added, in that order."""
@@ -170,16 +175,24 @@ def unpack(frame: Frame) -> FrameView:
 
     """
     samples = len(frame.nodes)
-    for name in ("pools", "racks", "gpu_models", "billings", "event_time_us", "boots", "seqs"):
+    for name in _BESIDE_NODES:
         if len(getattr(frame, name)) != samples:
             raise BadInput("inconsistent", f"{name} does not have {samples} entries")
-    gpus = np.array(frame.gpus, dtype=np.int64)
-    if len(gpus) != samples or np.any(gpus < 1) or np.any(gpus > MAX_GPUS_PER_NODE):
+    event_us, boots, seqs, gpus = (
+        np.fromiter(numbers, np.int64, samples)
+        for numbers in (frame.event_time_us, frame.boots, frame.seqs, frame.gpus)
+    )
+    if np.any(gpus < 1) or np.any(gpus > MAX_GPUS_PER_NODE):
         raise BadInput("inconsistent", "a sample has no GPUs, or too many")
     if set(frame.billings) - {"on_demand", "spot"}:
         raise BadInput("inconsistent", "a sample has an unknown billing")
-    width = int(gpus.sum())
-    values = np.full((len(FEATURES), width), np.nan)
+    totals, present, outside = _sums(_values(frame, int(gpus.sum())), gpus)
+    return FrameView(frame, event_us, boots, seqs, gpus, totals, present, outside)
+
+
+def _values(frame: Frame, width: int) -> NDArray[np.float32]:
+    """Return the values by feature and GPU, NaN where a feature has no column."""
+    values = np.full((len(FEATURES), width), np.nan, dtype=np.float32)
     for row, name in enumerate(FEATURES):
         data = frame.columns.get(name)
         if data is None:
@@ -187,21 +200,29 @@ def unpack(frame: Frame) -> FrameView:
         if len(data) != 4 * width:
             raise BadInput("inconsistent", f"column {name} does not hold {width} float32")
         values[row] = np.frombuffer(data, dtype="<f4")
-    outside = np.zeros(samples, dtype=np.uint16)
+    return values
+
+
+def _sums(
+    values: NDArray[np.float32], gpus: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.uint16]]:
+    """Return `totals`, `present` and `outside` of a view."""
+    samples, outside = len(gpus), np.zeros(len(gpus), dtype=np.uint16)
     if not samples:
-        nothing = np.zeros((0, len(FEATURES)))
-        return FrameView(frame, nothing, nothing.astype(np.int32), outside)
+        return np.zeros((0, len(FEATURES))), np.zeros((0, len(FEATURES)), np.int32), outside
     known = (values >= _LEAST) & (values <= _MOST)
-    starts = np.concatenate(([0], np.cumsum(gpus)[:-1]))
-    impossible = np.isfinite(values) & ~known
-    if impossible.any():
-        bits = np.where(impossible, _BITS, 0)
-        outside = np.bitwise_or.reduce(np.bitwise_or.reduceat(bits, starts, axis=1)).astype("u2")
-    totals = np.add.reduceat(np.where(known, values, 0.0), starts, axis=1)
-    present = np.add.reduceat(known.astype(np.int32), starts, axis=1)
-    return FrameView(
-        frame, np.ascontiguousarray(totals.T), np.ascontiguousarray(present.T), outside
-    )
+    starts = np.cumsum(gpus) - gpus
+    if known.all():  # As of most frames: nothing is to be left out or told apart.
+        present = np.repeat(gpus.astype(np.int32)[:, None], len(FEATURES), axis=1)
+    else:
+        impossible = np.isfinite(values) & ~known
+        if impossible.any():
+            bits = np.bitwise_or.reduceat(np.where(impossible, _BITS, 0), starts, axis=1)
+            outside = np.bitwise_or.reduce(bits).astype(np.uint16)
+        values = np.where(known, values, np.float32(0.0))
+        present = np.ascontiguousarray(np.add.reduceat(known.astype(np.int32), starts, axis=1).T)
+    totals = np.add.reduceat(values.astype(np.float64), starts, axis=1)
+    return np.ascontiguousarray(totals.T), present, outside
 
 
 @cache

@@ -5,12 +5,15 @@ rows of a shard before and after a split never overwrite each other.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 import msgspec
 import numpy as np
 
 from gpuloop.schemas.component import State
 from gpuloop.streams.nodes import NUMBERS, Label, NodeShard
+
+_NOBODY: Final = (np.zeros(0, np.int64), msgspec.Raw())
 
 
 class Block(State):
@@ -27,17 +30,11 @@ def row_key(partition: int, depth: int, number: int) -> bytes:
 
 def rows_of(shard: NodeShard, partition: int, numbers: Iterable[int]) -> dict[bytes, bytes]:
     """Return the table rows of blocks; one without nodes has an empty row, to be deleted."""
-    wanted = sorted(numbers)
-    order = np.argsort(shard.blocks, kind="stable")
-    inside = shard.blocks[order]
-    begins = np.searchsorted(inside, wanted, side="left")
-    ends = np.searchsorted(inside, wanted, side="right")
     rows, found = shard.rows, {}
-    for number, begin, end in zip(wanted, begins.tolist(), ends.tolist(), strict=True):
-        places = order[begin:end]
-        block = Block([shard.labels[place] for place in places.tolist()], rows[places].tobytes())
-        key = row_key(partition, shard.depth, number)
-        found[key] = msgspec.msgpack.encode(block) if block.labels else b""
+    for number in sorted(numbers):
+        places, labels = shard.members.get(number, _NOBODY)
+        written = msgspec.msgpack.encode({"labels": labels, "numbers": rows[places].tobytes()})
+        found[row_key(partition, shard.depth, number)] = written if len(places) else b""
     return found
 
 

@@ -11,13 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as default
 from functools import cached_property
+from itertools import repeat
 from typing import Final, NamedTuple
 from zlib import crc32
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuloop.schemas.component import State
+from gpuloop.schemas.messages import Frame
 from gpuloop.schemas.messages.state import FEATURES
 from gpuloop.streams import quality
 from gpuloop.streams.frames import FrameView
@@ -27,6 +30,7 @@ MAX_DEPTH: Final = 10
 """A shard splits at most into 2**10 blocks; a node beyond that is refused and counted."""
 
 _THROTTLED, _ECC = FEATURES.index("throttled"), FEATURES.index("ecc_uncorrected")
+_encode: Final = msgspec.msgpack.Encoder().encode
 _UNHEARD: Final = -1
 """The boot of a node that was just given a place: any sample is newer."""
 
@@ -87,6 +91,20 @@ class NodeShard(State, dict=True):
         return blocks_of((label.node for label in self.labels), self.depth)
 
     @cached_property
+    def members(self) -> dict[int, tuple[NDArray[np.int64], msgspec.Raw]]:
+        """Return, by block, the places of its nodes and their labels as its row says them.
+
+        A row is written with every sample of its nodes, and its words hardly ever change.
+        """
+        order = np.argsort(self.blocks, kind="stable")
+        numbers, begins = np.unique(self.blocks[order], return_index=True)
+        places = np.split(order, begins)[1:]
+        return {
+            number: (mine, msgspec.Raw(_encode([self.labels[place] for place in mine.tolist()])))
+            for number, mine in zip(numbers.tolist(), places, strict=True)
+        }
+
+    @cached_property
     def pools(self) -> dict[str, NDArray[np.int64]]:
         """Return the places of the nodes of each pool, pools in the order of their names."""
         found: dict[str, list[int]] = {}
@@ -106,7 +124,7 @@ class NodeShard(State, dict=True):
 
     def relabelled(self) -> None:
         """Forget what followed from the labels."""
-        for name in ("places", "blocks", "pools", "gpu_models"):
+        for name in ("places", "blocks", "members", "pools", "gpu_models"):
             self.__dict__.pop(name, None)
 
 
@@ -144,61 +162,55 @@ def absorb(shard: NodeShard, view: FrameView) -> Absorbed:
         places = _places(shard, frame.nodes)
     samples = np.flatnonzero(places >= 0)
     done.drop("full", len(places) - len(samples))
-    versions = np.array([frame.boots, frame.seqs]).T
-    samples = _newest(places, versions, samples, done)
-    rows = shard.rows
-    mine = rows[places[samples]]
-    known = np.stack([mine["boot"], mine["seq"]], axis=1)
-    ahead = _later(versions[samples], known)
-    same = (versions[samples] == known).all(axis=1)
-    done.drop("duplicate", int(same.sum()))
-    done.drop("late", int((~ahead & ~same).sum()))
-    samples = samples[ahead]
+    samples = _newest(places, view, samples, done)
+    before = shard.rows[places[samples]]
+    boots, seqs = view.boots[samples], view.seqs[samples]
+    same_boot = boots == before["boot"]
+    ahead = (boots > before["boot"]) | (same_boot & (seqs > before["seq"]))
+    if not ahead.all():
+        same = same_boot & (seqs == before["seq"])
+        done.drop("duplicate", int(same.sum()))
+        done.drop("late", int((~ahead & ~same).sum()))
+        samples, before = samples[ahead], before[ahead]
     if len(samples):
-        _update(shard, places[samples], samples, view)
+        _update(shard, places[samples], before, samples, view)
         done.changed.update(np.unique(shard.blocks[places[samples]]).tolist())
     return done
 
 
 def _places(shard: NodeShard, nodes: Sequence[str]) -> NDArray[np.int64]:
     """Return where each node is, -1 for one that has no place."""
-    place_of = shard.places.get
-    return np.array([place_of(node, -1) for node in nodes])
+    return np.fromiter(map(shard.places.get, nodes, repeat(-1)), np.int64, len(nodes))
 
 
 def _newest(
     places: NDArray[np.int64],
-    versions: NDArray[np.int64],
+    view: FrameView,
     samples: NDArray[np.int64],
     done: Absorbed,
 ) -> NDArray[np.int64]:
     """Return one sample per node: of the highest version, and of these the first."""
-    if len(np.unique(places[samples])) == len(samples):
+    if np.bincount(places[samples], minlength=1).max() <= 1:
         return samples
-    boots, seqs = versions[samples].T
+    boots, seqs = view.boots[samples], view.seqs[samples]
     order = samples[np.lexsort((-samples, seqs, boots, places[samples]))]
     last = np.append(places[order][1:] != places[order][:-1], True)
     winner = order[last][np.cumsum(last) - last]
-    same = (versions[order] == versions[winner]).all(axis=1)
+    same = (view.boots[order] == view.boots[winner]) & (view.seqs[order] == view.seqs[winner])
     done.drop("duplicate", int((same & ~last).sum()))
     done.drop("late", int((~same).sum()))
     return np.sort(order[last])
 
 
-def _later(mine: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which versions (boot, seq) are later than those known, both of shape (n, 2)."""
-    later: NDArray[np.bool_] = (mine[:, 0] > known[:, 0]) | (
-        (mine[:, 0] == known[:, 0]) & (mine[:, 1] > known[:, 1])
-    )
-    return later
-
-
 def _update(
-    shard: NodeShard, places: NDArray[np.int64], samples: NDArray[np.int64], view: FrameView
+    shard: NodeShard,
+    places: NDArray[np.int64],
+    before: NDArray[np.void],
+    samples: NDArray[np.int64],
+    view: FrameView,
 ) -> None:
     """Replace the records of nodes by those of newer samples."""
-    rows = shard.rows
-    before, after = rows[places], _records(view, samples)
+    after = _records(view, samples)
     after["published_us"] = before["published_us"]
     quality.go_on(before, after)
     after["changed"] = (
@@ -207,21 +219,17 @@ def _update(
         | (before["totals"][:, _THROTTLED] != after["totals"][:, _THROTTLED])
         | (before["totals"][:, _ECC] != after["totals"][:, _ECC])
     )
-    rows[places] = after
-    frame, labels = view.frame, shard.labels
-    said = list(
-        zip(frame.nodes, frame.pools, frame.racks, frame.gpu_models, frame.billings, strict=True)
-    )
-    relabelled = [
-        (place, sample)
-        for place, sample in zip(places.tolist(), samples.tolist(), strict=True)
-        if said[sample] != labels[place]
-    ]
-    for place, sample in relabelled:
-        labels[place] = Label(*said[sample])
-        rows["changed"][place] = True
-    if relabelled:
+    known = list(map(shard.labels.__getitem__, places.tolist()))
+    said = [*zip(*_words(view.frame), strict=True)]
+    if len(samples) < len(said):
+        said = list(map(said.__getitem__, samples.tolist()))
+    if said != known:
+        for index, (label, was) in enumerate(zip(said, known, strict=True)):
+            if label != was:
+                shard.labels[places[index]] = Label(*label)
+                after["changed"][index] = True
         shard.relabelled()
+    shard.rows[places] = after
 
 
 def _admit(shard: NodeShard, labels: Sequence[Label], done: Absorbed) -> None:
@@ -260,23 +268,20 @@ def _fitting(shard: NodeShard, newcomers: Mapping[str, Label], depth: int) -> di
 
 
 def _label(view: FrameView, index: int) -> Label:
-    frame = view.frame
-    return Label(
-        frame.nodes[index],
-        frame.pools[index],
-        frame.racks[index],
-        frame.gpu_models[index],
-        frame.billings[index],
-    )
+    return Label(*(words[index] for words in _words(view.frame)))
+
+
+def _words(frame: Frame) -> tuple[tuple[str, ...], ...]:
+    """Return a frame's words by column, in the order of `Label`."""
+    return frame.nodes, frame.pools, frame.racks, frame.gpu_models, frame.billings
 
 
 def _records(view: FrameView, samples: NDArray[np.int64]) -> NDArray[np.void]:
-    frame = view.frame
     records = np.zeros(len(samples), dtype=NUMBERS)
-    records["event_us"] = np.array(frame.event_time_us)[samples]
-    records["boot"] = np.array(frame.boots)[samples]
-    records["seq"] = np.array(frame.seqs)[samples]
-    records["gpus"] = np.array(frame.gpus)[samples]
+    records["event_us"] = view.event_us[samples]
+    records["boot"] = view.boots[samples]
+    records["seq"] = view.seqs[samples]
+    records["gpus"] = view.gpus[samples]
     records["unpublished"] = True
     records["totals"] = view.totals[samples]
     records["present"] = view.present[samples]

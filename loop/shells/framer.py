@@ -35,6 +35,8 @@ PRODUCED: Final = "gpuloop_produced_ms"
 """Header of a data frame: the timestamp of its first sample's record."""
 
 MAX_SAMPLES: Final = 4096
+HANDFUL: Final = 64
+"""Records taken at once: few enough that they are still in the processor's cache when decoded."""
 MAX_FRAME_BYTES: Final = 700_000
 """Estimated size at which a frame is closed; the broker's limit leaves room for the estimate."""
 LINGER_US: Final = 50_000
@@ -142,18 +144,17 @@ class Framer:
         """Yield what is there, and what comes within one linger of it."""
         if self._consumer is None:
             raise RuntimeError("the framer is not open")
-        records = self._consumer.poll(
-            max_records=MAX_SAMPLES, timeout_s=self._patience_us() / SECOND_US
-        )
-        until_us = clock.monotonic_us() + LINGER_US
-        room = MAX_SAMPLES
-        while records:
+        room, until_us, left_us = MAX_SAMPLES, 0, self._patience_us()
+        while records := self._consumer.poll(
+            max_records=min(room, HANDFUL), timeout_s=left_us / SECOND_US
+        ):
             yield records
             room -= len(records)
-            left_us = until_us - clock.monotonic_us()
+            now_us = clock.monotonic_us()
+            until_us = until_us or now_us + LINGER_US
+            left_us = until_us - now_us
             if left_us <= 0 or room <= 0:
                 return
-            records = self._consumer.poll(max_records=room, timeout_s=left_us / SECOND_US)
 
     def _take(
         self, records: Sequence[Record], batches: dict[int, list[Batch]], done: Round

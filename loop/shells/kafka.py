@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, cast
 
@@ -52,6 +53,7 @@ _CONSUMER: Final[Properties] = {
 _LOST: Final = frozenset({ck.KafkaError._AUTO_OFFSET_RESET, ck.KafkaError.OFFSET_OUT_OF_RANGE})
 _DAMAGED: Final = frozenset({ck.KafkaError._BAD_MSG, ck.KafkaError._BAD_COMPRESSION})
 """librdkafka would ask for such a batch for ever, and its reader would look as if it waited."""
+_VALUE: Final = itemgetter(1)
 _FATAL: Final = frozenset(
     {
         ck.KafkaError._FATAL,
@@ -312,12 +314,10 @@ class KafkaConsumer:
 
 
 def _headers(message: ck.Message) -> Headers:
-    headers = message.headers() or []
-    if isinstance(headers, dict):
-        headers = list(headers.items())
-    if all(type(value) is bytes for _, value in headers):
-        return cast(Headers, tuple(headers))
-    return tuple((name, _bytes(value) or b"") for name, value in headers)
+    headers = cast(list[tuple[str, bytes | None]], message.headers() or [])
+    if None in map(_VALUE, headers):
+        return tuple((name, value or b"") for name, value in headers)
+    return cast(Headers, tuple(headers))
 
 
 def _bytes(value: str | bytes | None) -> bytes | None:

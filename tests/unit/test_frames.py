@@ -7,6 +7,7 @@ import pytest
 from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.messages import GpuSample
 from gpuloop.schemas.messages.state import FEATURES
+from gpuloop.schemas.messages.telemetry import GPU_ARRAYS
 from gpuloop.streams.frames import pack, unpack
 from observed import gpu_sample
 
@@ -68,3 +69,17 @@ def test_an_infinite_value_in_a_column_is_missing() -> None:
     column = np.array([np.inf, -np.inf, 0.5], dtype="<f4").tobytes()
     view = unpack(msgspec.structs.replace(frame, columns={"utilisation": column}))
     assert (view.totals[0, UTILISATION], view.present[0, UTILISATION]) == (0.5, 1)
+
+
+def test_what_a_sample_sums_to_does_not_depend_on_who_is_in_the_frame_with_it() -> None:
+    rng = np.random.default_rng(3)
+    said = {name: tuple(rng.random(8).tolist()) for name in GPU_ARRAYS[:4]}
+    for name in GPU_ARRAYS[4:]:
+        said[name] = tuple(rng.integers(10, 100, 8).tolist())
+    whole = sample(gpu_ids=tuple("abcdefgh"), **said)
+    alone = unpack(pack("local", 0, [whole]))
+    beside = unpack(pack("local", 0, [sample("n2", power_watts=(None, 3e3, 1.0)), whole]))
+    assert alone.present[0].tolist() == [8] * len(FEATURES)
+    assert beside.totals[1].tolist() == alone.totals[0].tolist()
+    assert beside.present[1].tolist() == alone.present[0].tolist()
+    assert (beside.outside[0] > 0, beside.outside[1], alone.outside[0]) == (True, 0, 0)

@@ -192,3 +192,13 @@ def test_a_full_shard_refuses_newcomers_and_counts_them(monkeypatch) -> None:  #
     done = absorb(shard, *(sample(f"node-{n}") for n in range(70)))
     assert done.dropped == {"full": 6}
     assert len(shard.labels) == nodes.BLOCK_NODES
+
+
+def test_a_node_that_moves_to_another_pool_is_there_in_its_row_as_well() -> None:
+    shard = NodeShard()
+    absorb(shard, sample("n1"), sample("n2"))
+    table(shard)
+    absorb(shard, sample("n2", seq=2, pool="a100"))
+    (row,) = table(shard).values()
+    labels = msgspec.msgpack.decode(row, type=node_rows.Block).labels
+    assert [(label.node, label.pool) for label in labels] == [("n1", "h100"), ("n2", "a100")]

@@ -5,7 +5,7 @@ This module owns what a sample becomes on the way: blank codes and nulls turn in
 bits into one flag. It knows no topic, table or clock.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -98,22 +98,19 @@ class FrameBuilder:
         self._heads: Final[list[tuple[Any, ...]]] = []
         self._gpus: Final[list[int]] = []
         self._values: Final[list[bytes]] = []
-        self._absent: Final = set(FRAME_COLUMNS)
         self.size = 0
         """Estimated bytes of the frame."""
 
     def add(self, sample: GpuSample) -> None:
         """Take one more sample."""
-        gpus, arrays, head = len(sample.gpu_ids), _ARRAYS_OF(sample), _HEAD_OF(sample)
-        if self._absent or not all(arrays):
-            given = zip(FRAME_COLUMNS, arrays, strict=True)
-            self._absent.difference_update([name for name, array in given if array])
-            arrays = tuple(array or (_NAN,) * gpus for array in arrays)
-        values = _packed(arrays)
+        gpus, head = len(sample.gpu_ids), _HEAD_OF(sample)
+        values: list[float | None] = []
+        for array in _ARRAYS_OF(sample):
+            values += array or (_NAN,) * gpus
         self._heads.append(head)
         self._gpus.append(gpus)
-        self._values.append(values)
-        self.size += SAMPLE_BYTES + len("".join(head[:LABELS])) + len(values) // 2
+        self._values.append(_packed(values))
+        self.size += SAMPLE_BYTES + len("".join(head[:LABELS])) + 4 * len(values)
 
     def build(self) -> Frame:
         """Return the data frame of what was added, in that order."""
@@ -136,7 +133,7 @@ class FrameBuilder:
         )
 
     def _columns(self) -> dict[str, bytes]:
-        """Return the bytes of each column that some sample has."""
+        """Return the bytes of each column in which some sample has a value."""
         values = np.frombuffer(bytearray().join(self._values))
         _clear_blanks(values)
         runs: list[NDArray[np.float64]] = []
@@ -145,12 +142,14 @@ class FrameBuilder:
             size = sum(1 for _ in same) * width * gpus
             runs.append(values[at : at + size].reshape(-1, width, gpus))
             at += size
+        said = np.zeros(width, dtype=np.bool_)
         for run in runs:
+            said |= ~np.isnan(run).all(axis=(0, 2))
             _flag_throttled(run[:, FRAME_COLUMNS.index("throttled")])
         return {
             name: b"".join([run[:, column].astype("<f4").tobytes() for run in runs])
             for column, name in enumerate(FRAME_COLUMNS)
-            if name not in self._absent
+            if said[column]
         }
 
 
@@ -226,20 +225,17 @@ def _sums(
 
 
 @cache
-def _packer(values: int) -> Struct:
-    return Struct(f"={values}d")
+def _packer(values: int) -> Callable[..., bytes]:
+    return Struct(f"={values}d").pack
 
 
-def _packed(arrays: tuple[tuple[float | None, ...], ...]) -> bytes:
-    """Return arrays end to end as float64, NaN for null."""
-    values: list[float | None] = []
-    for array in arrays:
-        values += array
-    pack_values = _packer(len(values)).pack
+def _packed(values: Sequence[float | None]) -> bytes:
+    """Return values as float64, NaN for null."""
+    pack_values = _packer(len(values))
     try:
         return pack_values(*values)
     except StructError:
-        return pack_values(*(_NAN if value is None else value for value in values))
+        return pack_values(*[_NAN if value is None else value for value in values])
 
 
 def _clear_blanks(values: NDArray[np.float64]) -> None:

@@ -19,6 +19,7 @@ JobClass = Literal["interactive", "batch", "training"]
 SizeClass = Literal["small", "long", "gang"]
 FaultClass = Literal["thermal", "link", "ecc", "lost", "reclaim"]
 Shape = Literal["bursty", "cyclical", "steady"]
+PlacementStrategy = Literal["binpack", "spread", "affinity", "fragmentation"]
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -163,7 +164,9 @@ class TwinConfig(_Part, frozen=True, kw_only=True):
     `start_us` is moved to the trace's first midnight when it lies outside the trace.
     `arrival_share` keeps that share of the trace's jobs, chosen by job. `market_start` is the date
     in the price history at which the fleet clock starts; by default the price step of 30 January
-    2025 falls three hours into a run. A cadence of 0 emits nothing.
+    2025 falls three hours into a run. A cadence of 0 emits nothing. `placement` is how jobs that
+    need part of a node find one: `affinity` looks for their tenant's warm nodes, `fragmentation`
+    expects jobs like those that the pool now runs and queues.
     """
 
     fleet: Name = "local"
@@ -171,6 +174,7 @@ class TwinConfig(_Part, frozen=True, kw_only=True):
     start_us: Count = DEFAULT_START_US
     shape: Shape = "bursty"
     arrival_share: Ratio = 0.85
+    placement: PlacementStrategy = "binpack"
     pools: tuple[PoolConfig, ...] = POOLS
     segments: dict[JobClass, SegmentConfig] = msgspec.field(default_factory=lambda: dict(SEGMENTS))
     services: tuple[ServiceConfig, ...] = SERVICES

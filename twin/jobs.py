@@ -18,7 +18,7 @@ from gpuloop.twin.draws import lognormal, uniform
 from gpuloop.twin.engine import Engine
 from gpuloop.twin.hardware import Hardware
 from gpuloop.twin.inference import Inference
-from gpuloop.twin.placement import Room, held_for, place
+from gpuloop.twin.placement import Manner, Room, held_for, place
 from gpuloop.twin.state import Job, Kind, Node
 from gpuloop.twin.telemetry import Telemetry
 from gpuloop.twin.workload import JobSpec
@@ -336,7 +336,7 @@ class Jobs:
 
     def _rooms(self, pool: str) -> list[Room]:
         return [
-            Room(node.id, node.rack, node.billing, node.free, len(node.slots))
+            Room(node.id, node.rack, node.billing, node.free, len(node.slots), node.tenant)
             for node in self._engine.nodes_of[pool]
             if node.free and node.phase == "ready"
         ]
@@ -352,11 +352,16 @@ class Jobs:
             node = self._engine.state.nodes[name]
             if name not in avoid and node.phase == "ready":
                 free = node.free + node.slots.count(job.id)
-                own.append(Room(name, node.rack, node.billing, free, len(node.slots)))
+                own.append(Room(name, node.rack, node.billing, free, len(node.slots), node.tenant))
         return sorted([room for room in rooms if room.node not in job.nodes] + own)
 
     def _find(self, job: Job, rooms: list[Room]) -> tuple[tuple[str, int], ...] | None:
         if job.avoid:
             rooms = [room for room in rooms if room.node not in job.avoid]
         prefer: Billing = "on_demand" if job.job_class == "training" else "spot"
-        return place(rooms, job.gpus, prefer)
+        strategy = self._engine.config.placement
+        expected: tuple[int, ...] = ()
+        if strategy == "fragmentation":
+            jobs = self._engine.state.jobs.values()
+            expected = (job.gpus, *(other.gpus for other in jobs if other.pool == job.pool))
+        return place(rooms, job.gpus, Manner(prefer, strategy, job.tenant, expected))

@@ -1,26 +1,49 @@
-"""Where a job goes: pure functions over how many GPUs each node has free.
+"""Where a job of the live fleet goes: pure functions over how many GPUs each node has free.
 
-Small gangs go to the fullest node that holds them whole (best fit), wide ones to whole nodes,
-from one rack when one has enough. No node is chosen by hash order.
+A gang that needs part of a node goes where the fleet's strategy scores best; wide ones take whole
+nodes, from one rack when one has enough. The preferred billing comes before any score, and no node
+is chosen by hash order.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+import numpy as np
 
 from gpuloop.schemas.messages.telemetry import Billing
+from gpuloop.twin import scores
+from gpuloop.twin.config import PlacementStrategy
+from gpuloop.twin.fit import WHOLE_GPU, Ask, Integers, Nodes, fits
+from gpuloop.twin.fragmentation import typical
+from gpuloop.twin.strategies import Score, gradient_descent
+
+OWN_TENANT: Final = 0
 
 
 class Room(NamedTuple):
-    """A node as the scheduler sees it."""
+    """A node as the scheduler sees it; `tenant` is whose images and data it holds."""
 
     node: str
     rack: str
     billing: Billing
     free: int
     size: int
+    tenant: str = ""
 
 
-def place(rooms: Iterable[Room], gpus: int, prefer: Billing) -> tuple[tuple[str, int], ...] | None:
+class Manner(NamedTuple):
+    """How a job wants to be placed, and by which strategy.
+
+    `tenant` counts for affinity, `expected` for fragmentation: the GPUs of jobs that may come.
+    """
+
+    prefer: Billing
+    strategy: PlacementStrategy = "binpack"
+    tenant: str = ""
+    expected: tuple[int, ...] = ()
+
+
+def place(rooms: Iterable[Room], gpus: int, manner: Manner) -> tuple[tuple[str, int], ...] | None:
     """Return the nodes and GPUs that a gang gets, or None when it does not fit now."""
     candidates = [room for room in rooms if room.free > 0]
     if not candidates:
@@ -28,7 +51,7 @@ def place(rooms: Iterable[Room], gpus: int, prefer: Billing) -> tuple[tuple[str,
     size = candidates[0].size
     whole, rest = divmod(gpus, size)
     if whole == 0:
-        best = _best_fit(candidates, rest, prefer)
+        best = _one_node(candidates, rest, manner)
         return None if best is None else ((best.node, rest),)
     empty = [room for room in candidates if room.free == room.size]
     if len(empty) < whole:
@@ -36,23 +59,60 @@ def place(rooms: Iterable[Room], gpus: int, prefer: Billing) -> tuple[tuple[str,
     in_rack: dict[str, int] = {}
     for room in empty:
         in_rack[room.rack] = in_rack.get(room.rack, 0) + 1
-    empty.sort(key=lambda r: (in_rack[r.rack] < whole, r.billing != prefer, -in_rack[r.rack],
-                              r.rack, r.node))  # fmt: skip
+    empty.sort(key=lambda r: (in_rack[r.rack] < whole, r.billing != manner.prefer,
+                              -in_rack[r.rack], r.rack, r.node))  # fmt: skip
     chosen = [(room.node, size) for room in empty[:whole]]
     if rest:
         taken = {room.node for room in empty[:whole]}
-        last = _best_fit([room for room in candidates if room.node not in taken], rest, prefer)
+        others = [room for room in candidates if room.node not in taken]
+        last = _one_node(others, rest, manner)
         if last is None:
             return None
         chosen.append((last.node, rest))
     return tuple(chosen)
 
 
-def _best_fit(rooms: list[Room], gpus: int, prefer: Billing) -> Room | None:
-    fitting = [room for room in rooms if room.free >= gpus]
-    if not fitting:
+def _one_node(rooms: list[Room], gpus: int, manner: Manner) -> Room | None:
+    nodes = _as_nodes(rooms, manner.tenant)
+    ask = Ask(gpus=gpus, gpu_milli=WHOLE_GPU, kind=OWN_TENANT)
+    holding = np.flatnonzero(fits(nodes, ask))
+    if not len(holding):
         return None
-    return min(fitting, key=lambda room: (room.billing != prefer, room.free, room.node))
+    found = _score(manner, rooms[0].size)(nodes.rows(holding), ask).tolist()
+    ranked = zip((rooms[row] for row in holding.tolist()), found, strict=True)
+    return min(ranked, key=lambda r: (r[0].billing != manner.prefer, -r[1], r[0].node))[0]
+
+
+def _score(manner: Manner, size: int) -> Score:
+    match manner.strategy:
+        case "binpack":
+            return scores.best_fit
+        case "spread":
+            return scores.spread
+        case "affinity":
+            return scores.clustering
+        case "fragmentation":
+            tasks = (
+                Ask(gpus=min(gpus, size), gpu_milli=WHOLE_GPU)
+                for gpus in manner.expected or (size,)
+            )
+            return gradient_descent(typical(tasks)).score
+
+
+def _as_nodes(rooms: list[Room], tenant: str) -> Nodes:
+    """Return rooms as arrays: devices are free or taken whole, CPU and memory do not count."""
+    free = np.array([room.free for room in rooms], dtype=np.int64)
+    gpus = np.array([room.size for room in rooms], dtype=np.int64)
+    none: Integers = np.zeros(len(rooms), dtype=np.int64)
+    running = [(room.tenant == tenant != "", room.tenant not in ("", tenant)) for room in rooms]
+    return Nodes(
+        cpu_milli=none,
+        memory_mib=none,
+        gpu_milli=WHOLE_GPU * (np.arange(gpus.max()) < free[:, None]),
+        gpus=gpus,
+        model=none,
+        running=np.array(running, dtype=np.int64),
+    )
 
 
 def held_for(rooms: Iterable[Room], gpus: int) -> frozenset[str]:

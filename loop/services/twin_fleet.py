@@ -22,10 +22,20 @@ from gpuloop.twin.config import TwinConfig
 from gpuloop.twin.state import WorldState
 from gpuloop.twin.world import World, build_world
 
+ADDED_LATER: Final = {"placement": "binpack"}
+"""Configuration that worlds saved before it existed are taken to have: such a world goes on."""
+
 
 def origin_of(config: TwinConfig, workload: str, start_us: int) -> str:
-    """Return the digest of what a world is made of; only that can go on with its state."""
-    return sha256_of(msgspec.json.encode(config, order="deterministic"), workload, str(start_us))
+    """Return the digest of what a world is made of; only that can go on with its state.
+
+    Keys of `ADDED_LATER` count only where they are not at their defaults.
+    """
+    made_of = msgspec.to_builtins(config, order="deterministic")
+    for key, default in ADDED_LATER.items():
+        if made_of[key] == default:
+            del made_of[key]
+    return sha256_of(msgspec.json.encode(made_of), workload, str(start_us))
 
 
 class TwinState(State):

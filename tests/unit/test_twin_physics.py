@@ -9,7 +9,7 @@ from gpuloop.twin import machines
 from gpuloop.twin.books import Books
 from gpuloop.twin.config import SERVICES
 from gpuloop.twin.draws import hash64, uniform, uniform_grid
-from gpuloop.twin.placement import Room, held_for, place
+from gpuloop.twin.placement import Manner, Room, held_for, place
 from gpuloop.twin.services import erlang_c, serve, wait_quantile
 
 
@@ -94,21 +94,21 @@ def test_healthy_gpu_never_throttles_at_full_load() -> None:
 
 def test_job_takes_the_fullest_node_that_holds_it() -> None:
     rooms = [Room("a", "r0", "spot", 8, 8), Room("b", "r0", "spot", 3, 8)]
-    assert place(rooms, 2, "spot") == (("b", 2),)
-    assert place(rooms, 4, "spot") == (("a", 4),)
+    assert place(rooms, 2, Manner("spot")) == (("b", 2),)
+    assert place(rooms, 4, Manner("spot")) == (("a", 4),)
 
 
 def test_wide_gang_prefers_whole_nodes_of_one_rack() -> None:
     rooms = [Room(f"n{i}", f"r{i % 3}", "spot", 8, 8) for i in range(5)]
-    placed = place(rooms, 16, "spot")
+    placed = place(rooms, 16, Manner("spot"))
     assert placed is not None
     assert dict(placed) in ({"n0": 8, "n3": 8}, {"n1": 8, "n4": 8})
 
 
 def test_gang_waits_when_whole_nodes_are_missing() -> None:
     rooms = [Room("a", "r0", "spot", 8, 8), Room("b", "r0", "spot", 7, 8)]
-    assert place(rooms, 16, "spot") is None
-    assert place(rooms, 12, "spot") == (("a", 8), ("b", 4))
+    assert place(rooms, 16, Manner("spot")) is None
+    assert place(rooms, 12, Manner("spot")) == (("a", 8), ("b", 4))
     assert held_for(rooms, 16) == {"a", "b"}
 
 

@@ -257,10 +257,18 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+def _cause(error: BaseException) -> BaseException:
+    """Return the error that led to this one."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__ or error
+    return error
+
+
 def _told(error: ClickHouseError) -> Exception:
     """Return what a sink makes of an error: wait, look for the record, or end."""
     code = error.code if isinstance(error, Error) else None
-    words = str(error).strip().partition("\n")[0][:500]
+    # What the client says of a server that it did not reach is mostly the address it asked for.
+    words = str(_cause(error)).strip().partition("\n")[0][:500]
     if code in _CONTENT:
         return StoreRefused(words)
     return error if code in _BROKEN else StoreDown(words)

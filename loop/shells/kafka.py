@@ -25,6 +25,8 @@ log: Final = logging.getLogger("librdkafka")
 ACK_TIMEOUT_S: Final = 30.0
 METADATA_TIMEOUT_S: Final = 10.0
 
+FETCH_BYTES: Final = 8 * 2**20
+
 Properties = dict[str, str | int | float | bool]
 
 _PRODUCER: Final[Properties] = {
@@ -44,9 +46,6 @@ _CONSUMER: Final[Properties] = {
     "auto.offset.reset": "error",
     "check.crcs": True,
     "fetch.wait.max.ms": 50,
-    "fetch.max.bytes": 8_388_608,
-    "max.partition.fetch.bytes": 1_048_576,
-    "queued.max.messages.kbytes": 16_384,
     "queued.min.messages": 20_000,
     "fetch.queue.backoff.ms": 10,
 }
@@ -82,8 +81,22 @@ class KafkaBroker:
     """A Kafka cluster, seen under a topic prefix; threads may share it, but not its consumers."""
 
     def __init__(
-        self, bootstrap_servers: str, *, prefix: str = "", config: Path | None = None
+        self,
+        bootstrap_servers: str,
+        *,
+        prefix: str = "",
+        config: Path | None = None,
+        fetch_bytes: int = FETCH_BYTES,
     ) -> None:
+        """Reach a cluster; `fetch_bytes`, as compressed, bound what a consumer fetches at once.
+
+        What it holds in memory is that many times what compression saved, and as much again.
+        """
+        self._fetch: Final[Properties] = {
+            "fetch.max.bytes": fetch_bytes,
+            "max.partition.fetch.bytes": fetch_bytes // 8,
+            "queued.max.messages.kbytes": 2 * fetch_bytes // 1024,
+        }
         self._common: Final[Properties] = {
             "bootstrap.servers": bootstrap_servers,
             "client.id": "gpuloop",
@@ -150,7 +163,9 @@ class KafkaBroker:
 
     def consumer(self, positions: Mapping[Partition, int], *, group: str = "") -> "KafkaConsumer":
         """Return a reader that starts at `positions`; `group` only labels it for tools."""
-        settings = {**self._common, **_CONSUMER, "group.id": group or "gpuloop-reader"}
+        settings = {
+            **self._common, **_CONSUMER, **self._fetch, "group.id": group or "gpuloop-reader",
+        }  # fmt: skip
         reader = ck.Consumer(settings, logger=log)
         reader.assign(
             [ck.TopicPartition(self._prefix + p.topic, p.number, at) for p, at in positions.items()]

@@ -1,0 +1,18 @@
+"""What a sink says of a ClickHouse that it does not reach."""
+
+import clickhouse_connect
+import pytest
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from gpuloop.loop.shells.clickhouse_store import _told
+from gpuloop.loop.shells.sink import StoreDown
+from gpuloop.ops.stack.ports import LOOPBACK
+
+
+def test_the_cause_is_named_and_not_the_address_that_was_asked_for() -> None:
+    with pytest.raises(ClickHouseError) as failed:
+        clickhouse_connect.get_client(host=LOOPBACK, port=1, connect_timeout=2)
+    told = _told(failed.value)
+    assert isinstance(told, StoreDown)
+    assert str(told).endswith("Connection refused")
+    assert "query_id" not in str(told)

@@ -44,7 +44,8 @@ RUN groupadd --gid 10001 gpuloop \
  && useradd --uid 10001 --gid gpuloop --no-create-home --home-dir /tmp --shell /usr/sbin/nologin gpuloop \
  && install --directory --owner gpuloop --group gpuloop --mode 0700 /var/lib/gpuloop \
  && install --directory --owner gpuloop --group gpuloop --mode 0755 /var/lib/gpuloop-trust \
- && install --directory --owner gpuloop --group gpuloop --mode 0700 /var/lib/gpuloop-stores
+ && install --directory --owner gpuloop --group gpuloop --mode 0700 /var/lib/gpuloop-stores \
+      /var/lib/gpuloop-stores/postgres /var/lib/gpuloop-stores/clickhouse
 ENV PATH=/opt/gpuloop/bin:/opt/code/bin:$PATH \
     PYTHONPATH=/opt/code \
     PYTHONUNBUFFERED=1 \

@@ -1,7 +1,8 @@
 """Prepare the stores that run beside us: roles in PostgreSQL, and passwords where sinks read them.
 
 Runs once at every start, where the servers run in this project. It alone knows the administrator's
-password; the sink's own is drawn here and kept in a volume that only the sinks have.
+password; the sink's own is drawn here. Each store's password lies in a volume of its own, which no
+process has but those that sign in there.
 
 Usage: stores.py FOLDER, with POSTGRES_PASSWORD, CLICKHOUSE_PASSWORD and GPULOOP_POSTGRES_DSN set.
 """
@@ -19,10 +20,10 @@ from gpuloop.ops.stack.roles import admit
 
 def main(folder: Path) -> int:
     """Write the passwords into `folder` and admit the sink to PostgreSQL."""
-    own = folder / "postgres"
+    own = folder / "postgres" / "password"
     if not own.exists():
         write(own, secrets.token_urlsafe(24))
-    write(folder / "clickhouse", os.environ["CLICKHOUSE_PASSWORD"])
+    write(folder / "clickhouse" / "password", os.environ["CLICKHOUSE_PASSWORD"])
     administrator = make_conninfo(
         os.environ["GPULOOP_POSTGRES_DSN"], password=os.environ["POSTGRES_PASSWORD"]
     )

@@ -47,8 +47,14 @@ class Stores:
         self.waits["sink-clickhouse"] = "clickhouse"
 
     def settings(self, name: str, settings: Settings) -> Settings:
-        """Return the settings of a service: only a sink's name its store."""
-        private = msgspec.structs.replace(settings, postgres_dsn="", clickhouse_url="")
+        """Return the settings of a service: only a sink's name a store, and only its own."""
+        private = msgspec.structs.replace(
+            settings,
+            postgres_dsn="",
+            clickhouse_url="",
+            postgres_password_file=None,
+            clickhouse_password_file=None,
+        )
         match name:
             case "sink-timescale":
                 return msgspec.structs.replace(

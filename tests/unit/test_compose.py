@@ -89,22 +89,28 @@ def test_nothing_waits_in_vain_for_what_a_profile_leaves_out() -> None:
             assert how.get("required", True) is (not theirs or theirs == mine), (name, other)
 
 
-def test_the_sinks_read_the_passwords_that_are_left_for_them_and_nothing_else_does() -> None:
+def test_each_store_has_a_password_that_only_those_who_sign_in_there_can_read() -> None:
     *_, folder = ALL["stores"]["entrypoint"]
     given = {
-        "sink-timescale": ("GPULOOP_POSTGRES_PASSWORD_FILE", "postgres"),
-        "sink-clickhouse": ("GPULOOP_CLICKHOUSE_PASSWORD_FILE", "clickhouse"),
-        "clickhouse": ("GPULOOP_CLICKHOUSE_PASSWORD_FILE", "clickhouse"),
+        "postgres": {"sink-timescale": "GPULOOP_POSTGRES_PASSWORD_FILE"},
+        "clickhouse": {
+            "sink-clickhouse": "GPULOOP_CLICKHOUSE_PASSWORD_FILE",
+            "clickhouse-embedded": "GPULOOP_CLICKHOUSE_PASSWORD_FILE",
+        },
     }
-    for name, (variable, file) in given.items():
-        assert OURS[name]["environment"][variable] == f"{folder}/{file}"
-        assert f"stores:{folder}:ro" in OURS[name]["volumes"]
-    mounted = {
-        name
-        for name, body in ALL.items()
-        if any(one.startswith("stores:") for one in body.get("volumes", []))
-    }
-    assert mounted == {"stores", "sink-timescale", "sink-clickhouse", "clickhouse-embedded"}
+    for store, readers in given.items():
+        volume = f"store-{store}:{folder}/{store}"
+        for name, variable in readers.items():
+            assert ALL[name]["environment"][variable] == f"{folder}/{store}/password"
+            assert f"{volume}:ro" in ALL[name]["volumes"]
+        mounted = {
+            name
+            for name, body in ALL.items()
+            if any(one.startswith(f"store-{store}:") for one in body.get("volumes", []))
+        }
+        assert mounted == {"stores", *readers}
+        assert volume in ALL["stores"]["volumes"]
+        assert f"{folder}/{store}" in DOCKERFILE  # Made there, so that the volume is our user's.
 
 
 def test_the_sink_signs_in_with_the_role_that_is_made_for_it() -> None:

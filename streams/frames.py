@@ -110,7 +110,7 @@ class FrameBuilder:
         self._heads.append(head)
         self._gpus.append(gpus)
         self._values.append(_packed(values))
-        self.size += SAMPLE_BYTES + len("".join(head[:LABELS])) + 4 * len(values)
+        self.size += SAMPLE_BYTES + len("".join(head[:LABELS]).encode()) + 4 * len(values)
 
     def build(self) -> Frame:
         """Return the data frame of what was added, in that order."""

@@ -8,7 +8,7 @@ from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.messages import GpuSample
 from gpuloop.schemas.messages.state import FEATURES
 from gpuloop.schemas.messages.telemetry import GPU_ARRAYS
-from gpuloop.streams.frames import pack, unpack
+from gpuloop.streams.frames import FrameBuilder, pack, unpack
 from observed import gpu_sample
 
 UTILISATION, POWER, THROTTLED = (
@@ -83,3 +83,12 @@ def test_what_a_sample_sums_to_does_not_depend_on_who_is_in_the_frame_with_it() 
     assert beside.totals[1].tolist() == alone.totals[0].tolist()
     assert beside.present[1].tolist() == alone.present[0].tolist()
     assert (beside.outside[0] > 0, beside.outside[1], alone.outside[0]) == (True, 0, 0)
+
+
+def test_a_frame_of_words_in_any_script_is_no_larger_than_it_was_taken_for() -> None:
+    builder = FrameBuilder("local", 0)
+    words = dict.fromkeys(("pool", "rack", "gpu_model"), "😀" * 199)
+    for number in range(50):
+        builder.add(sample("\u7bc0" * 190 + str(number), **words))
+    encoded = msgspec.msgpack.encode(builder.build())
+    assert len(encoded) < 1.1 * builder.size

@@ -28,6 +28,7 @@ from gpuloop.loop.shells.faust_agent import (
 )
 from gpuloop.loop.shells.faust_consumer import Positions, SettledConsumer, SettledTransport
 from gpuloop.loop.shells.faust_outlet import BATCH_BYTES, NotedTable, Outlet
+from gpuloop.loop.shells.faust_records import tolerate_any_header
 from gpuloop.loop.shells.faust_security import broker_credentials
 from gpuloop.loop.shells.faust_stages import (
     FrameStage,
@@ -138,6 +139,7 @@ def build(
         topic_allow_declare=False,
         topic_disable_leader=True,
     )
+    tolerate_any_header()
     positions = Positions()
     app.transport = SettledTransport(app, addresses, positions)
     outlet = Outlet(app, fleet=config.fleet, prefix=config.prefix)

@@ -329,7 +329,14 @@ class KafkaConsumer:
 
 
 def _headers(message: ck.Message) -> Headers:
-    headers = cast(list[tuple[str, bytes | None]], message.headers() or [])
+    """Return a record's headers: none where a name is not UTF-8, as no writer of ours leaves it.
+
+    The broker takes any bytes for a name, and a reader that fell over them would do so for ever.
+    """
+    try:
+        headers = cast(list[tuple[str, bytes | None]], message.headers() or [])
+    except (UnicodeDecodeError, SystemError):  # The client returns a list and an error at once.
+        return ()
     if None in map(_VALUE, headers):
         return tuple((name, value or b"") for name, value in headers)
     return cast(Headers, tuple(headers))

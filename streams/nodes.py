@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from gpuloop.schemas.component import State
 from gpuloop.schemas.messages import Frame
 from gpuloop.schemas.messages.state import FEATURES
+from gpuloop.schemas.units import INT64_MAX
 from gpuloop.streams import quality
 from gpuloop.streams.frames import FrameView
 
@@ -147,21 +148,24 @@ class Absorbed:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
-def absorb(shard: NodeShard, view: FrameView) -> Absorbed:
+def absorb(shard: NodeShard, view: FrameView, *, latest_us: int = INT64_MAX) -> Absorbed:
     """Take a frame's samples into the shard; the highest (boot, seq) of a node wins, in any order.
 
-    Dropped samples are counted as `duplicate`, `late` (an older (boot, seq)) or `full`.
+    Dropped samples are counted as `duplicate`, `late` (an older (boot, seq)), `full`, or `future`:
+    dated after `latest_us`, which a node would be remembered by for ever.
     """
     done, frame = Absorbed(), view.frame
-    if not frame.nodes:
-        return done
+    early = view.event_us <= latest_us
+    done.drop("future", len(early) - int(early.sum()))
     places = _places(shard, frame.nodes)
-    unknown = np.flatnonzero(places < 0)
+    unknown = np.flatnonzero((places < 0) & early)
     if len(unknown):
         _admit(shard, [_label(view, index) for index in unknown.tolist()], done)
         places = _places(shard, frame.nodes)
-    samples = np.flatnonzero(places >= 0)
-    done.drop("full", len(places) - len(samples))
+    samples = np.flatnonzero((places >= 0) & early)
+    done.drop("full", int(early.sum()) - len(samples))
+    if not len(samples):
+        return done
     samples = _newest(places, view, samples, done)
     before = shard.rows[places[samples]]
     boots, seqs = view.boots[samples], view.seqs[samples]

@@ -180,7 +180,7 @@ def _stages(fleet: str, tables: Mapping[str, NotedTable], now: FleetTime) -> dic
     sample_stage = SampleStage(fleet, rows("pools"), now.now_us)
     return {
         "telemetry.jobs": job_stage,
-        "internal.frames": FrameStage(fleet, rows("nodes"), job_stage),
+        "internal.frames": FrameStage(fleet, rows("nodes"), job_stage, now.now_us),
         "telemetry.services": sample_stage,
         "telemetry.resources": sample_stage,
         "telemetry.tenants": sample_stage,

@@ -23,9 +23,10 @@ from gpuloop.schemas.messages import (
     ServiceSample,
     TenantEvent,
 )
+from gpuloop.schemas.units import INT64_MAX
 from gpuloop.streams import job_rows, jobs, node_rows, node_ticks, nodes, pools
 from gpuloop.streams.frames import unpack
-from gpuloop.streams.horizon import refuse_future
+from gpuloop.streams.horizon import AHEAD_US, refuse_future
 
 M = TypeVar("M", bound=Message)
 Rows = Mapping[bytes, bytes]
@@ -136,10 +137,11 @@ class FrameStage:
     worker because both topics have the same number of partitions.
     """
 
-    def __init__(self, fleet: str, table: Table, job_stage: JobStage) -> None:
+    def __init__(self, fleet: str, table: Table, job_stage: JobStage, now: Now) -> None:
         self._fleet: Final = fleet
         self._table: Final = table
         self._jobs: Final = job_stage
+        self._now: Final = now
         self._nodes: Final[dict[int, _Nodes]] = {}
 
     def take(self, event: Received) -> Turn:
@@ -150,7 +152,10 @@ class FrameStage:
         own = self._own(event.partition)
         if frame.tick_us is not None:
             return self._tick(own, event.partition, frame.tick_us)
-        absorbed = nodes.absorb(own.shard, unpack(frame))
+        now_us = self._now()
+        # The framer has refused such samples; who writes frames itself may have a broken clock.
+        latest_us = INT64_MAX if now_us is None else now_us + AHEAD_US
+        absorbed = nodes.absorb(own.shard, unpack(frame), latest_us=latest_us)
         own.changed |= absorbed.changed
         own.held += 1
         if own.held < MAX_HELD:

@@ -91,15 +91,17 @@ class Observing:
 
     async def _live(self, topics: Iterable[str], rng: np.random.Generator) -> None:
         agents = self._agents(topics)
-        while waiting := [topic for topic in agents if self._unread(topic)]:
-            topic = waiting[rng.integers(len(waiting))]
-            event = self._event(topic, self.positions.expected((topic, 0)) or 0)
-            await agents[topic]._handle(cast(Any, self), event)
+        try:
+            while waiting := [topic for topic in agents if self._unread(topic)]:
+                topic = waiting[rng.integers(len(waiting))]
+                event = self._event(topic, self.positions.expected((topic, 0)) or 0)
+                await agents[topic]._handle(cast(Any, self), event)
+        finally:
+            self.settled |= {topic: at for (topic, _), at in self.positions.settled.items()}
 
     async def ack(self, event: Any) -> None:
-        """Take an event as done; the committed offset may be older."""
+        """Hear what the library is told; what is committed is what was settled."""
         self.act()
-        self.settled[event.message.topic] = event.message.offset + 1
 
     def _unread(self, topic: str) -> bool:
         log = self.broker.logs[Partition(topic, 0)]
@@ -108,12 +110,16 @@ class Observing:
     def _agents(self, topics: Iterable[str]) -> dict[str, Agent]:
         """Start the process: stages with nothing in memory, positions as they were settled."""
         rows = self.rows
-        jobs = JobStage(lambda: dict(rows["jobs"]), lambda: START_US + HOUR_US)
-        samples = SampleStage(FLEET, lambda: dict(rows["pools"]), lambda: START_US + HOUR_US)
+
+        def now() -> int:
+            return START_US + HOUR_US
+
+        jobs = JobStage(lambda: dict(rows["jobs"]), now)
+        samples = SampleStage(FLEET, lambda: dict(rows["pools"]), now)
         pools = PoolStage(FLEET, lambda: dict(rows["pools"]), ticking_shards(1))
         stages: dict[str, Stage] = dict.fromkeys(INPUTS, samples) | {
             "telemetry.jobs": jobs,
-            "internal.frames": FrameStage(FLEET, lambda: dict(rows["nodes"]), jobs),
+            "internal.frames": FrameStage(FLEET, lambda: dict(rows["nodes"]), jobs, now),
             "internal.partials": pools,
         }
         self.positions = Positions(begin={(name, 0): self.settled.get(name, 0) for name in INPUTS})

@@ -67,11 +67,12 @@ class World:
             return lambda: dict(self.tables[name])
 
         job_stage = JobStage(table("jobs"), lambda: None)
+        frame_stage = FrameStage("local", table("nodes"), job_stage, lambda: None)
         sample_stage = SampleStage("local", table("pools"), lambda: None)
         ticking = ticking_shards(2)
         self.stages: dict[str, tuple[Stage, str]] = {
             "telemetry.jobs": (job_stage, "jobs"),
-            "internal.frames": (FrameStage("local", table("nodes"), job_stage), "nodes"),
+            "internal.frames": (frame_stage, "nodes"),
             "telemetry.resources": (sample_stage, "pools"),
             "telemetry.tenants": (sample_stage, "pools"),
             "internal.partials": (PoolStage("local", table("pools"), ticking), "pools"),

@@ -202,3 +202,16 @@ def test_a_node_that_moves_to_another_pool_is_there_in_its_row_as_well() -> None
     (row,) = table(shard).values()
     labels = msgspec.msgpack.decode(row, type=node_rows.Block).labels
     assert [(label.node, label.pool) for label in labels] == [("n1", "h100"), ("n2", "a100")]
+
+
+def test_a_sample_from_the_far_future_takes_no_place_and_is_counted() -> None:
+    shard = NodeShard()
+    absorb(shard, sample("n1"))
+    view = unpack(pack("local", 0, [sample("n1", seq=2, at=T0 + 2 * HOUR), sample("n2", seq=1)]))
+    done = nodes.absorb(shard, view, latest_us=T0 + HOUR)
+    assert done.dropped == {"future": 1}
+    assert [label.node for label in shard.labels] == ["n1", "n2"]
+    assert shard.rows["event_us"].tolist() == [T0, T0]
+    unheard = unpack(pack("local", 0, [sample("n3", at=T0 + 2 * HOUR)]))
+    assert nodes.absorb(shard, unheard, latest_us=T0 + HOUR).changed == set()
+    assert len(shard.labels) == 2

@@ -65,9 +65,12 @@ class RecordsMissing(RuntimeError):
 
 @dataclass(slots=True)
 class _Held:
-    """A partition's unacknowledged records with their marks, and the mark settled so far."""
+    """What is left to settle of a partition: records' marks and the offsets after them.
 
-    events: deque[tuple[int, EventT[Any]]] = field(default_factory=deque)
+    The records themselves would be gigabytes where the fleet's clock stands and no tick comes.
+    """
+
+    marks: deque[tuple[int, int]] = field(default_factory=deque)
     settled: int = 0
 
 
@@ -127,12 +130,12 @@ class Agent:
         if generation != self._generation:
             return
         self._positions.handled[place] = offset + 1
-        held.events.append((turn.mark, event))
+        await stream.ack(event)  # For the library's own account; what is settled is committed.
+        held.marks.append((turn.mark, offset + 1))
         held.settled = turn.settled
-        while held.events and held.events[0][0] <= held.settled:
-            _, oldest = held.events.popleft()
-            await stream.ack(oldest)
-            self._positions.settled[place] = oldest.message.offset + 1
+        while held.marks and held.marks[0][0] <= held.settled:
+            _, reached = held.marks.popleft()
+            self._positions.settled[place] = reached
 
     async def _turn(self, record: Record, held: _Held) -> Turn:
         """Fold a record and deliver what follows from it, or dead-letter it."""

@@ -230,8 +230,8 @@ GUARDS = [
     Guard(
         "rows are written before their records are acknowledged",
         line(Agent._handle, ("await self._write(turn.rows)", "late = turn.rows"),
-             ("self._positions.settled[place] = oldest.message.offset + 1",
-              "self._positions.settled[place] = oldest.message.offset + 1;"
+             ("self._positions.settled[place] = reached",
+              "self._positions.settled[place] = reached;"
               " await self._write(late); late = {}")),
         check_tables,
     ),

@@ -1,11 +1,12 @@
 """Placement on the openb trace beside the published results of six policies, and our own.
 
-    python benchmarks/placement.py [--traces FOLDER] [--quick]
+    python benchmarks/placement.py [--traces FOLDER] [--quick] [--pods FILE]
 
 Pods arrive in random order until they ask for 130 % of the cluster's GPUs and none leaves (Weng et
 al., USENIX ATC 2023). The seeds have the published numbers but draw from another generator, so
-means are compared, not runs. Worth, our own, has no parameter; it was devised on other seeds. The
-last line is one JSON object.
+means are compared, not runs. Worth, our own, has no parameter; it was devised on other seeds of the
+list `openb_pod_list_default`. `--pods` takes another list of the study, by its published file name.
+The last line is one JSON object.
 """
 
 import argparse
@@ -149,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--traces", type=Path, default=os.environ.get("GPULOOP_TRACES"))
     parser.add_argument("--quick", action="store_true", help="two seeds instead of ten")
+    parser.add_argument("--pods", type=Path, help="another list of pods of the same study")
     chosen = parser.parse_args()
     if not chosen.traces:
         print("placement is measured on the openb trace: set GPULOOP_TRACES or give --traces")
@@ -156,19 +158,20 @@ def main() -> None:
         return
     folder, began = Path(chosen.traces), perf_counter()
     inventory = openb.read_inventory(folder)
-    tasks = openb.read_tasks(folder, inventory.models)
-    published = {result: openb.read_published(folder, result) for result in openb.RESULTS}
+    workload = chosen.pods.stem if chosen.pods else openb.WORKLOAD
+    tasks = openb.read_tasks(chosen.pods or folder / openb.PODS, inventory.models)
+    published = {name: openb.read_published(folder, name, workload) for name in openb.RESULTS}
     seeds = SEEDS[:2] if chosen.quick else SEEDS
     lost = unpackable(tasks) / inventory.capacity_milli * 100
-    print(f"{len(inventory.nodes.gpus):,} nodes, {inventory.nodes.gpus.sum():,} GPUs, "
+    print(f"{workload}: {len(inventory.nodes.gpus):,} nodes, {inventory.nodes.gpus.sum():,} GPUs, "
           f"{len(tasks):,} pods, {len(seeds)} seeds; {lost:.2f} % of the GPUs are lost beside the "
           "list's shares however they are packed")  # fmt: skip
     measured = measure(inventory, tasks, seeds)
     tables = {str(load): report(measured, published, i) for i, load in enumerate(LOADS)}
     seconds = round(perf_counter() - began, 1)
     print(f"\n{seconds} s")
-    told = {"benchmark": "placement", "seeds": len(seeds), "seconds": seconds,
-            "unpackable": round(lost, 3), "loads": tables}  # fmt: skip
+    told = {"benchmark": "placement", "workload": workload, "seeds": len(seeds),
+            "seconds": seconds, "unpackable": round(lost, 3), "loads": tables}  # fmt: skip
     print(json.dumps(told))
 
 

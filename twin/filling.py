@@ -35,12 +35,19 @@ class Filled(NamedTuple):
 def arrivals(
     workload: Sequence[Ask], capacity_milli: int, load: float, rng: np.random.Generator
 ) -> list[Ask]:
-    """Return a workload in random order, made longer to ask for `load` times the capacity."""
+    """Return a workload in random order, made to ask for `load` times the capacity.
+
+    A smaller one is made longer, a larger one is cut.
+    """
     order = [workload[index] for index in rng.permutation(len(workload)).tolist()]
-    asked = sum(task.total_milli for task in workload)
+    asked, limit = sum(task.total_milli for task in workload), load * capacity_milli
+    if asked > limit:
+        while asked > limit:
+            asked -= order.pop().total_milli
+        return order
     while True:
         task = workload[int(rng.integers(len(workload)))]
-        if asked + task.gpu_milli > load * capacity_milli:
+        if asked + task.gpu_milli > limit:
             return order
         asked += task.total_milli
         order.append(task)

@@ -20,12 +20,17 @@ TYPICAL_SHARE: Final = 0.95
 
 
 class Mix(NamedTuple):
-    """The expected workload: K types of task and how likely each is to come next."""
+    """The expected workload: K types of task and how likely each is to come next.
+
+    A type asks for `sizes[size_of]` thousandths of each device. `allowed[min(model, C)]` says which
+    types may run on a model, shape (C + 1, K): those from C on are named by none.
+    """
 
     cpu_milli: Integers
     gpus: Integers
-    gpu_milli: Integers
-    models: tuple[tuple[int, ...], ...]
+    sizes: Integers
+    size_of: Integers
+    allowed: Flags
     likelihood: Floats
 
 
@@ -45,13 +50,19 @@ def typical(tasks: Iterable[Ask], share: float = TYPICAL_SHARE) -> Mix:
     ranked = sorted(counts.items(), key=lambda item: (item[1], item[0]), reverse=True)
     cumulated = np.cumsum([count for _, count in ranked])
     kept = ranked[: int(np.searchsorted(cumulated, share * cumulated[-1])) + 1]
-    likelihood = np.array([count for _, count in kept], dtype=np.float64)
+    types, frequency = [type_ for type_, _ in kept], np.array([float(count) for _, count in kept])
+    sizes, size_of = np.unique([type_[1] for type_ in types], return_inverse=True)
+    named = [type_[3] for type_ in types]
+    codes = 1 + max((max(models) for models in named if models), default=-1)
     return Mix(
-        cpu_milli=np.array([type_[0] for type_, _ in kept], dtype=np.int64),
-        gpu_milli=np.array([type_[1] for type_, _ in kept], dtype=np.int64),
-        gpus=np.array([type_[2] for type_, _ in kept], dtype=np.int64),
-        models=tuple(type_[3] for type_, _ in kept),
-        likelihood=likelihood / likelihood.sum(),
+        cpu_milli=np.array([type_[0] for type_ in types], dtype=np.int64),
+        gpus=np.array([type_[2] for type_ in types], dtype=np.int64),
+        sizes=sizes.astype(np.int64),
+        size_of=size_of.astype(np.int64),
+        allowed=np.array(
+            [[not models or code in models for models in named] for code in range(codes + 1)]
+        ),
+        likelihood=frequency / frequency.sum(),
     )
 
 
@@ -90,13 +101,10 @@ def descent_points(nodes: Nodes, ask: Ask, mix: Mix, *, rounded: bool = True) ->
 
 
 def _fragments(cpu: Integers, free: Integers, model: Integers, mix: Mix) -> Floats:
-    sizes, size_of = np.unique(mix.gpu_milli, return_inverse=True)
-    holds = free[:, None, :] >= sizes[None, :, None]
-    devices = holds.sum(axis=2)[:, size_of]
-    usable = (free[:, None, :] * holds).sum(axis=2)[:, size_of]
+    holds = free[:, None, :] >= mix.sizes[None, :, None]
+    devices = holds.sum(axis=2)[:, mix.size_of]
+    usable = (free[:, None, :] * holds).sum(axis=2)[:, mix.size_of]
     runs: Flags = (mix.gpus > 0) & (cpu[:, None] >= mix.cpu_milli) & (devices >= mix.gpus)
-    for column, models in enumerate(mix.models):
-        if models:
-            runs[:, column] &= np.isin(model, models)
+    runs &= mix.allowed[np.minimum(model, len(mix.allowed) - 1)]
     found: Floats = free.sum(axis=1) - (usable * runs) @ mix.likelihood
     return found

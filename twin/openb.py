@@ -63,23 +63,24 @@ def read_inventory(folder: Path) -> Inventory:
     return Inventory(nodes, models)
 
 
-def read_tasks(folder: Path, models: tuple[str, ...]) -> list[Ask]:
-    """Return the tasks of a folder laid out like `traces/`, in the order of the file.
+def read_tasks(path: Path, models: tuple[str, ...]) -> list[Ask]:
+    """Return the tasks of a list of pods, in the order of the file.
 
-    A model that the inventory lacks is kept as a code that no node has.
+    A model that the inventory lacks is kept as a code that no node has. Of the published lists some
+    have no column of models: there any will do.
 
     Raises:
         OSError: the file is not there.
         ValueError: a row is not what it should be.
 
     """
-    return [_task(row, models) for row in _rows(folder / PODS)]
+    return [_task(row, models) for row in _rows(path)]
 
 
 def _task(row: dict[str, str], models: tuple[str, ...]) -> Ask:
     gpus = int(row["num_gpu"])
     milli = min(int(row["gpu_milli"] or WHOLE_GPU), WHOLE_GPU) if gpus else 0
-    wanted = [name for name in row["gpu_spec"].split("|") if name] if gpus else []
+    wanted = [name for name in row.get("gpu_spec", "").split("|") if name] if gpus else []
     codes = (models.index(name) if name in models else len(models) for name in wanted)
     return Ask(
         cpu_milli=int(row["cpu_milli"]),
@@ -91,10 +92,11 @@ def _task(row: dict[str, str], models: tuple[str, ...]) -> Ask:
     )
 
 
-def read_published(folder: Path, result: str) -> dict[str, Floats]:
+def read_published(folder: Path, result: str, workload: str = WORKLOAD) -> dict[str, Floats]:
     """Return a published result by policy: per cent of all GPUs, a row per seed, columns 0 to 130.
 
-    `result` is a key of `RESULTS`; columns are the per cent of the capacity that has arrived.
+    `result` is a key of `RESULTS`; columns are the per cent of the capacity that has arrived. A
+    workload of which nothing was published has no policies.
 
     Raises:
         OSError: the file is not there.
@@ -103,7 +105,7 @@ def read_published(folder: Path, result: str) -> dict[str, Floats]:
     """
     found: dict[str, list[list[float]]] = defaultdict(list)
     for row in _rows(folder / RESULTS[result]):
-        if row["workload"] == WORKLOAD:
+        if row["workload"] == workload:
             policy = row["sc_policy"].partition("-")[2]
             found[policy].append([float(row[str(load)] or "nan") for load in range(131)])
     return {policy: np.array(seeds) for policy, seeds in found.items()}

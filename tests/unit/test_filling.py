@@ -36,6 +36,12 @@ def test_tasks_arrive_until_they_ask_for_the_load() -> None:
     assert sum(task.total_milli for task in coming) == 13_000
 
 
+def test_larger_workload_is_cut_to_the_load() -> None:
+    workload = [whole(1, cpu=index) for index in range(20)]
+    coming = arrivals(workload, 10_000, 1.3, rng())
+    assert len(coming) == len(set(coming)) == 13
+
+
 def test_task_that_finds_no_node_is_lost_and_later_ones_still_come() -> None:
     nodes, tasks = nodes_with([1000]), [share(600), share(600), share(400)]
     filled = fill(nodes, tasks, classic(best_fit), typical(tasks), rng())
@@ -85,7 +91,7 @@ def test_pods_are_read_as_what_they_ask_for(tmp_path: Path) -> None:
     assert inventory.models == ("P100", "T4")
     assert inventory.nodes.gpu_milli.tolist() == [[1000, 1000], [1000, 0]]
     assert inventory.capacity_milli == 3000
-    assert openb.read_tasks(tmp_path, inventory.models) == [
+    assert openb.read_tasks(tmp_path / openb.PODS, inventory.models) == [
         Ask(6000, 12288, gpus=1, gpu_milli=460, kind=openb.SHARE_KIND),
         Ask(8000, 30517),
         Ask(88000, 1, gpus=8, gpu_milli=1000, models=(1, 2), kind=8),
@@ -96,7 +102,7 @@ def test_pods_are_read_as_what_they_ask_for(tmp_path: Path) -> None:
 def test_openb_is_what_was_published() -> None:
     folder = Path(str(TRACES))
     inventory = openb.read_inventory(folder)
-    tasks = openb.read_tasks(folder, inventory.models)
+    tasks = openb.read_tasks(folder / openb.PODS, inventory.models)
     assert (len(inventory.nodes.gpus), inventory.nodes.gpus.sum()) == (1213, 6212)
     assert (len(tasks), len(typical(tasks).gpus)) == (8152, 35)
     used = openb.read_published(folder, "used")
@@ -111,7 +117,7 @@ def test_a_tenth_of_openb_is_filled_in_the_published_order() -> None:
     folder = Path(str(TRACES))
     inventory = openb.read_inventory(folder)
     nodes = inventory.nodes.rows(np.arange(0, len(inventory.nodes.gpus), 10))
-    tasks = openb.read_tasks(folder, inventory.models)
+    tasks = openb.read_tasks(folder / openb.PODS, inventory.models)
     mix, strategies = typical(tasks), studied(tasks)
     coming = arrivals(tasks[::10], 1000 * int(nodes.gpus.sum()), 1.3, rng())
     filled = {name: fill(nodes, coming, one, mix, rng()) for name, one in strategies.items()}

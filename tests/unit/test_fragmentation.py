@@ -33,8 +33,9 @@ def test_all_that_is_free_is_a_fragment_to_a_task_without_gpus() -> None:
 
 
 def test_task_that_may_not_run_on_a_model_counts_its_gpus_as_fragments() -> None:
-    nodes = nodes_with([1000], [1000], model=[0, 1])
-    assert fragmentation(nodes, typical([whole(1, models=(1,))])).tolist() == [1000.0, 0.0]
+    nodes = nodes_with([1000], [1000], [1000], model=[0, 1, 7])
+    named = [whole(1, models=(1,)), whole(1, cpu=1)]
+    assert fragmentation(nodes, typical(named, share=1.0)).tolist() == [500.0, 0.0, 500.0]
 
 
 def test_fragmentation_is_the_mean_over_the_expected_workload() -> None:
@@ -47,7 +48,7 @@ def test_fragmentation_is_the_mean_over_the_expected_workload() -> None:
 def test_rarest_types_are_left_out_of_the_expected_workload() -> None:
     mix = typical([whole(1)] * 90 + [share(500)] * 6 + [whole(8)] * 4)
     assert mix.gpus.tolist() == [1, 1]
-    assert mix.gpu_milli.tolist() == [1000, 500]
+    assert mix.sizes[mix.size_of].tolist() == [1000, 500]
     np.testing.assert_allclose(mix.likelihood, [90 / 96, 6 / 96])
 
 

@@ -1,30 +1,67 @@
-"""How the twin compares with what was published of Philly, and how fast it runs.
+"""How the twin compares with what was published of Philly, and how fast its two levels run.
 
     python benchmarks/twin.py [--traces FOLDER] [--hours 48] [--seeds 4]
 
 The fleet stands still: nobody scales, prices or migrates. Published for Philly are a mean queueing
 delay of 3,761 s and 9 % of jobs cancelled, queued or running (Jeon et al., USENIX ATC 2019). The
 twin's arrival share and weights were chosen on these days, so this is calibration, not validation.
+Speeds are per CPU second of one core; the last line is one JSON object.
 """
 
 import argparse
+import dataclasses
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from time import process_time
 
-import msgspec
+from msgspec.structs import replace
 
 from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
 from gpuloop.twin.config import TwinConfig
+from gpuloop.twin.pool_level.build import build_pool_worlds
+from gpuloop.twin.workload import Generator, JobSpec, Workload
 from gpuloop.twin.world import build_world
 
 QUIET = TwinConfig(gpu_sample_every_us=0, progress_every_us=0)
 SPEED_HOURS = 6
+FLEETS = 10
+"""So many of the usual fleets make one of about 5,000 GPUs."""
+WORLDS = 32
+
+
+class Together:
+    """The jobs of several workloads, as one."""
+
+    def __init__(self, parts: Sequence[Workload]) -> None:
+        self.name = parts[0].name
+        self.start_us = parts[0].start_us
+        self._parts = parts
+
+    def arrivals(self, hour: int) -> tuple[JobSpec, ...]:
+        """Return the jobs of one hour."""
+        return _together([part.arrivals(hour) for part in self._parts])
+
+    def running_at(self, at_us: int) -> tuple[JobSpec, ...]:
+        """Return the jobs under way at `at_us`."""
+        return _together([part.running_at(at_us) for part in self._parts])
+
+
+def _together(parts: Sequence[Sequence[JobSpec]]) -> tuple[JobSpec, ...]:
+    """Return jobs of several parts by time, under names that no two of them share."""
+    return tuple(
+        sorted(
+            dataclasses.replace(job, job=f"{number}-{job.job}")
+            for number, jobs in enumerate(parts)
+            for job in jobs
+        )
+    )
 
 
 def load(traces: Path | None, seed: int, hours: int) -> None:
     """Run a fleet of fixed size and prices, and print how its jobs fared."""
-    world = build_world(msgspec.structs.replace(QUIET, seed=seed), traces, "auto")
+    world = build_world(replace(QUIET, seed=seed), traces, "auto")
     allocated = rented = 0
     for at_us in range(world.start_us, world.start_us + hours * HOUR_US, 10 * MINUTE_US):
         world.advance(at_us)
@@ -41,16 +78,48 @@ def load(traces: Path | None, seed: int, hours: int) -> None:
     )
 
 
-def speed(traces: Path | None, sample_s: int) -> None:
-    """Print how much fleet time passes in a second, GPU samples written or not."""
-    config = TwinConfig(gpu_sample_every_us=sample_s * SECOND_US)
-    world = build_world(config, traces, "auto")
+def node_level(sample_s: int) -> float:
+    """Print and return how many times faster than real time a fleet of 5,000 GPUs passes."""
+    pools = tuple(
+        replace(
+            pool,
+            on_demand_nodes=pool.on_demand_nodes * FLEETS,
+            spot_nodes=pool.spot_nodes * FLEETS,
+            nodes_min=pool.nodes_min * FLEETS,
+            nodes_max=pool.nodes_max * FLEETS,
+        )
+        for pool in QUIET.pools
+    )
+    config = replace(QUIET, pools=pools, gpu_sample_every_us=sample_s * SECOND_US)
+    parts = [Generator(config.shape, seed, config.start_us) for seed in range(FLEETS)]
+    world = build_world(config, None, Together(parts))
+    world.advance(world.start_us)
     began = process_time()
-    for minute in range(SPEED_HOURS * 60):
+    gpus = sum(len(node.slots) for node in world.state.nodes.values())
+    for minute in range(1, SPEED_HOURS * 60 + 1):
         world.advance(world.start_us + minute * MINUTE_US)
-    took_s = process_time() - began
+    faster = SPEED_HOURS * 3_600 / (process_time() - began)
     what = f"samples of every node each {sample_s} s" if sample_s else "no GPU samples"
-    print(f"{what}: {SPEED_HOURS * 60 / took_s:,.0f} minutes of fleet time a CPU second")
+    print(f"node level, {gpus:,} GPUs, {what}: {faster:,.0f} x real time")
+    return faster
+
+
+def pool_level() -> float:
+    """Print and return how many control ticks of a pool pass in a second, each with an order."""
+    configs = [replace(QUIET, seed=seed) for seed in range(WORLDS)]
+    worlds = build_pool_worlds(configs, hours=SPEED_HOURS, traces=None, workload="generator")
+    wanted = worlds.state.desired.copy()
+    worlds.advance(MINUTE_US)
+    worlds.scale(wanted)
+    began = process_time()
+    ticks = SPEED_HOURS * 60 - 1
+    for tick in range(ticks):
+        worlds.advance(MINUTE_US)
+        wanted[:, 1] += 1 if tick % 10 == 0 else -1 if tick % 10 == 5 else 0
+        worlds.scale(wanted)
+    steps = ticks * worlds.rows / (process_time() - began)
+    print(f"pool level, {worlds.rows} pools side by side: {steps:,.0f} ticks of a pool a second")
+    return steps
 
 
 def main() -> None:
@@ -63,8 +132,12 @@ def main() -> None:
     traces = Path(chosen.traces) if chosen.traces else None
     for seed in range(chosen.seeds):
         load(traces, seed, chosen.hours)
-    for sample_s in (0, 10):
-        speed(traces, sample_s)
+    found = {
+        "node_level_x_real_time": round(node_level(0)),
+        "node_level_x_real_time_minute_samples": round(node_level(60)),
+        "pool_level_steps_per_second": round(pool_level()),
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from gpuloop.twin.telemetry import Telemetry
 COLD_START_SECONDS: Final = 180.0
 COLD_START_SIGMA: Final = 0.5
 COLD_START_RANGE: Final = (60.0, 600.0)
-_MARK: Final[dict[Billing, str]] = {"on_demand": "d", "spot": "s"}
+MARKS: Final[dict[Billing, str]] = {"on_demand": "d", "spot": "s"}
 _WANTED: Final[tuple[NodePhase, ...]] = ("pending", "ready", "leaving", "down")
 
 
@@ -180,16 +180,16 @@ class Capacity:
     def _order(self, pool: str, billing: Billing, from_us: int) -> Node:
         engine, config = self._engine, self._engine.pools[pool]
         index = 0
-        while (name := f"{pool}-{_MARK[billing]}{index:03d}") in engine.state.nodes:
+        while (name := f"{pool}-{MARKS[billing]}{index:03d}") in engine.state.nodes:
             index += 1
         boot = self._next_boot(name)
         node = Node(
             id=name,
             pool=pool,
-            rack=f"{pool}-{_MARK[billing]}-rack{index // config.nodes_per_rack}",
+            rack=f"{pool}-{MARKS[billing]}-rack{index // config.nodes_per_rack}",
             billing=billing,
             phase="pending",
-            due_us=from_us + self._cold_start_us(name, boot),
+            due_us=from_us + cold_start_us(engine.config.seed, name, boot),
             boot=boot,
             slots=[""] * config.gpus_per_node,
             free=config.gpus_per_node,
@@ -226,12 +226,6 @@ class Capacity:
         boots[node] = boots.get(node, 0) + 1
         return boots[node]
 
-    def _cold_start_us(self, node: str, boot: int) -> int:
-        keyed = (self._engine.config.seed, "cold", node, boot)
-        seconds = lognormal(COLD_START_SECONDS, COLD_START_SIGMA, *keyed)
-        low, high = COLD_START_RANGE
-        return round(min(max(seconds, low), high) * SECOND_US)
-
     def _new_nodes(self, pool: str, billing: Billing, wanted: int) -> int:
         return wanted - sum(node.billing == billing for node in self._engine.nodes_of[pool])
 
@@ -250,3 +244,10 @@ class Capacity:
         while self._shortage(pool, hour) and hour < now // HOUR_US + 24:
             hour += 1
         return hour * HOUR_US
+
+
+def cold_start_us(seed: int, node: str, boot: int) -> int:
+    """Return how long a node takes from its order until it is ready."""
+    seconds = lognormal(COLD_START_SECONDS, COLD_START_SIGMA, seed, "cold", node, boot)
+    low, high = COLD_START_RANGE
+    return round(min(max(seconds, low), high) * SECOND_US)

@@ -68,9 +68,9 @@ class Workload(Protocol):
 
 
 def build_workload(
-    traces: Path | None, which: str, *, start_us: int, seed: int, shape: Shape
+    traces: Path | None, which: str | Workload, *, start_us: int, seed: int, shape: Shape
 ) -> Workload:
-    """Return the workload called `which`.
+    """Return the workload called `which`, or the one that it is.
 
     `philly` and `generator[:shape]` are meant literally; `auto` is the trace where it is at hand.
 
@@ -78,6 +78,8 @@ def build_workload(
         ValueError: there is no such workload, or no trace in the folder.
 
     """
+    if not isinstance(which, str):
+        return which
     path = None if traces is None else traces / JOBS
     kind, _, wanted = which.partition(":")
     if kind == "philly" or (kind in ("auto", "") and path is not None and path.is_file()):

@@ -30,7 +30,10 @@ from gpuloop.twin.workload import JobSpec, Workload, build_workload, kept
 
 
 def build_world(
-    config: TwinConfig, traces: Path | None, workload: str = "auto", state: WorldState | None = None
+    config: TwinConfig,
+    traces: Path | None,
+    workload: str | Workload = "auto",
+    state: WorldState | None = None,
 ) -> "World":
     """Return a world at its start, or one that goes on from a saved state.
 
@@ -38,7 +41,7 @@ def build_world(
         config: the world; the same config and workload must accompany a saved state.
         traces: folder of public traces, or None for generated arrivals and built-in prices.
         workload: `philly`, `generator[:bursty|cyclical|steady]`, or `auto` for the trace if it is
-            there; `World.workload_name` says which it became.
+            there; `World.workload_name` says which it became. Or jobs of one's own.
         state: what `World.state` was.
 
     Raises:

@@ -12,7 +12,7 @@ PYTHON ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts sim faults bench bench-observe bench-placement presubmit lock clean \
+.PHONY: help setup run test lint format types contracts sim faults bench bench-observe bench-placement bench-twin presubmit lock clean \
   test-compose
 
 help: ## Show the targets.
@@ -62,6 +62,9 @@ bench: setup ## Run the benchmarks, one script per published figure.
 
 bench-observe: setup ## Measure the observe stage beside its peers (QUICK=1: under three minutes).
 	@$(BIN)/python benchmarks/observe.py $(if $(QUICK),--quick) $(ARGS)
+
+bench-twin: setup ## Compare the twin with what was published, and measure both its levels.
+	@$(BIN)/python benchmarks/twin.py $(ARGS)
 
 bench-placement: setup ## Measure placement beside the published openb study (QUICK=1: under two minutes).
 	@$(BIN)/python benchmarks/placement.py $(if $(QUICK),--quick) $(ARGS)

@@ -1,12 +1,17 @@
 """The framer on a broker in memory."""
 
+import itertools
+
 import pytest
 
+from gpuloop.loop.shells import framer as shell
 from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.framer import Framer, tick_step_us
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.schemas.codec import Encoded, decode, encode
 from gpuloop.schemas.messages import ClockAnchor, DeadLetter, Frame
+from gpuloop.schemas.messages.telemetry import GPU_ARRAYS
+from gpuloop.schemas.units import MAX_GPUS_PER_NODE
 from observed import gpu_sample
 
 START = 1_500_000_000_000_000
@@ -159,3 +164,54 @@ def test_what_is_no_anchor_goes_whole_to_the_dead_letters(value: bytes) -> None:
     letters = [decode(record) for record in broker.logs[Partition("deadletters", 0)]]
     [letter] = [one for one in letters if isinstance(one, DeadLetter)]
     assert (letter.topic, letter.offset, len(done.refused)) == ("telemetry.clock", 1, 1)
+
+
+def everything(node: str, seq: int) -> Encoded:
+    """Return a sample of as many GPUs as a node may have, under names as long as they may be."""
+    words = {name: f"{name}-{'x' * 180}" for name in ("pool", "rack", "gpu_model")}
+    said = dict.fromkeys(GPU_ARRAYS, (1.0,) * MAX_GPUS_PER_NODE)
+    said |= dict.fromkeys(
+        ("throttle_reasons", "ecc_corrected", "ecc_uncorrected"), (1,) * MAX_GPUS_PER_NODE
+    )
+    ids = tuple(f"gpu-{n}" for n in range(MAX_GPUS_PER_NODE))
+    message = gpu_sample(node, seq=seq, at=START, gpu_ids=ids, **words, **said)
+    return encode("telemetry.gpu", node, message, event_id=f"{node}/{seq}", source="test")
+
+
+def test_a_frame_is_closed_before_a_broker_would_refuse_it_and_order_is_kept() -> None:
+    wall = Wall()
+    broker = anchored(wall)
+    framer = Framer(broker, "local", wall=wall)
+    framer.open()
+    broker.produce([everything("n1", seq) for seq in range(1, 401)])
+    assert framer.advance().frames > 1
+    logs = [broker.logs[Partition("internal.frames", n)] for n in range(4)]
+    assert max(len(record.value or b"") for log in logs for record in log) < 1_000_000
+    assert [seq for frame in framed(broker) for seq in frame.seqs] == list(range(1, 401))
+
+
+def test_a_round_takes_no_more_samples_than_memory_is_meant_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shell, "MAX_SAMPLES", 10)
+    monkeypatch.setattr(shell, "HANDFUL", 4)
+    wall = Wall()
+    broker = anchored(wall)
+    framer = Framer(broker, "local", wall=wall)
+    framer.open()
+    broker.produce([sample(f"n{n}", 1) for n in range(25)])
+    assert [framer.advance().samples for _ in range(4)] == [10, 10, 5, 0]
+
+
+def test_samples_that_never_pause_wait_no_longer_than_the_linger_for_their_frame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shell, "HANDFUL", 1)
+    wall = Wall()
+    broker = anchored(wall)
+    framer = Framer(broker, "local", wall=wall)
+    framer.open()
+    broker.produce([sample(f"n{n}", 1) for n in range(200)])
+    ticking = itertools.count(0, shell.LINGER_US // 10)
+    monkeypatch.setattr(shell.clock, "monotonic_us", lambda: next(ticking))
+    assert 1 <= framer.advance().samples <= 11

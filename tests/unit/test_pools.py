@@ -1,5 +1,7 @@
 """Partials merged into pool states, and the book that knows when."""
 
+from itertools import permutations
+
 import msgspec
 
 from gpuloop.schemas.component import Output
@@ -206,6 +208,21 @@ def test_a_pool_that_a_shard_no_longer_mentions_is_dropped_at_its_next_tick() ->
     assert set(book.standing) == {"a100", "h100"}
     receive(book, *report("gpu/0", T + MINUTE, 4.0), *report("gpu/1", T + MINUTE, 6.0))
     assert set(book.standing) == {"h100"}
+
+
+def test_whatever_order_shards_report_in_their_sums_are_the_same_to_the_last_bit() -> None:
+    totals = {"gpu/0": 1e16, "gpu/1": 1.0, "gpu/2": -1e16, "gpu/3": 1.0}  # No sum is associative.
+    ticking, told = frozenset(totals), set()
+    for order in permutations(totals):
+        book = PoolBook()
+        for shard in order:
+            for one in report(shard, T, totals[shard]):
+                pools.receive(book, one, ticking)
+        assert pools.next_tick(book, ticking) == T
+        (state,) = pools.tell(book, "local", T, ticking)
+        assert state.message is not None
+        told.add(msgspec.msgpack.encode(state.message))
+    assert len(told) == 1
 
 
 def test_an_older_partial_never_replaces_a_newer_one() -> None:

@@ -1,6 +1,7 @@
-"""Headers whose names are no text: the broker takes them, and nobody may stop at them for good."""
+"""Headers that no writer of ours leaves: the broker takes them, and nobody may stop at them."""
 
 import asyncio
+from typing import Final
 
 import aiokafka
 import pytest
@@ -25,13 +26,21 @@ class Bytes(str):
         return b"\xff\xfe"
 
 
+RECORDS: Final[list[tuple[bytes, list[tuple[str, bytes | None]]]]] = [
+    (b"1", []),
+    (b"2", [(Bytes("x"), b"y"), ("ce_id", b"i")]),
+    (b"3", [("ce_id", None), ("ce_id", b"j")]),
+]
+"""Values with headers: none, one whose name is no text, and one that is null and there twice."""
+
+
 async def _send(servers: str, topic: str) -> None:
-    """Write three records in one batch; the second has a header of such a name."""
+    """Write the records in one batch."""
     producer = aiokafka.AIOKafkaProducer(bootstrap_servers=servers)
     await producer.start()
     try:
         batch = producer.create_batch()
-        for value, names in ((b"1", []), (b"2", [(Bytes("x"), b"y"), ("ce_id", b"i")]), (b"3", [])):
+        for value, names in RECORDS:
             assert batch.append(timestamp=None, key=b"k", value=value, headers=names) is not None
         await (await producer.send_batch(batch, topic, partition=0))
     finally:
@@ -57,6 +66,7 @@ def test_a_record_with_an_unreadable_header_is_read_without_headers(
     broker.close()
     assert [record.value for record in records] == [b"1", b"2", b"3"]
     assert records[1].headers == ()
+    assert records[2].headers == (("ce_id", b""), ("ce_id", b"j"))
     with pytest.raises(BadInput):
         decode(records[1])
 

@@ -11,7 +11,8 @@ from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.clock import monotonic_us, wall_us
 from gpuloop.loop.shells.kafka import KafkaBroker
-from gpuloop.loop.shells.sink import Limits, Sink, Store, Written
+from gpuloop.loop.shells.sink import Limits, Sink, Written
+from gpuloop.loop.shells.sink_store import Store
 from gpuloop.schemas.units import SECOND_US
 from gpuloop.streams.sinks.tables import Catalogue
 

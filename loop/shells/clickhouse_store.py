@@ -26,7 +26,7 @@ from gpuloop.loop.shells.clickhouse_schema import (
     creations,
     refresh,
 )
-from gpuloop.loop.shells.sink import Batch, Fenced, Span, Standing, StoreDown, StoreRefused
+from gpuloop.loop.shells.sink_store import Batch, Fenced, Span, Standing, StoreDown, StoreRefused
 from gpuloop.streams.sinks.tables import Catalogue, Row, Rows, Table, Value, moment
 
 CONNECT_SECONDS: Final = 5

@@ -24,8 +24,16 @@ from gpuloop.loop.shells.broker import (
     starts,
 )
 from gpuloop.loop.shells.fold import encode_dead_letters
+from gpuloop.loop.shells.sink_store import (
+    Batch,
+    Fenced,
+    Span,
+    Standing,
+    Store,
+    StoreDown,
+    StoreRefused,
+)
 from gpuloop.schemas.codec import BadInput, Record, decode
-from gpuloop.schemas.errors import Explained
 from gpuloop.schemas.messages import PoolState
 from gpuloop.schemas.units import SECOND_US
 from gpuloop.streams.sinks.tables import Catalogue, Rows
@@ -38,81 +46,6 @@ TEND_US: Final = 10 * SECOND_US
 AGREEING: Final = 16
 """How many ticks in a row say how late it is, since upkeep deletes what is old by then."""
 POLL_S: Final = 0.25
-
-
-class StoreDown(Exception):
-    """The store cannot be used now, or did not say what became of a write; trying again may do."""
-
-
-class StoreRefused(Exception):
-    """The store refuses rows for what is in them; nothing of their batch counts as written."""
-
-
-class Fenced(Explained):
-    """Another process has moved this sink's positions: it works, so this one must not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Offsets [first, next) of one partition."""
-
-    first: int
-    next: int
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a store stands on a partition: what comes next, and how far a begun batch reached."""
-
-    next: int
-    begun: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """What is written as one: the span of each partition it comes from, and the rows of each."""
-
-    spans: Mapping[Partition, Span]
-    rows: Mapping[Partition, Rows]
-
-
-class Store(Protocol):
-    """Tables, and with them the positions of the sink that fills them."""
-
-    def open(self, parts: Mapping[Partition, int]) -> dict[Partition, Standing]:
-        """Connect anew, make what is missing, and return where each partition stands.
-
-        `parts` maps each partition to where one begins that the store does not know.
-
-        Raises:
-            StoreDown: it cannot be used now.
-
-        """
-        ...
-
-    def write(self, batch: Batch) -> None:
-        """Make a batch's rows and positions durable; what was written already changes nothing.
-
-        Raises:
-            StoreDown: what became of it is unknown; `open` says.
-            StoreRefused: for the content of a row.
-            Fenced: a position is not where the batch begins.
-
-        """
-        ...
-
-    def tend(self, fleet_us: int) -> None:
-        """Do what is due at fleet time `fleet_us`: room ahead, retention, aggregates.
-
-        Raises:
-            StoreDown: it is done another time.
-
-        """
-        ...
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        ...
 
 
 @dataclass(slots=True)

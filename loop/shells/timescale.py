@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from gpuloop.loop.shells.broker import Partition
-from gpuloop.loop.shells.sink import Batch, Fenced, Standing, StoreDown, StoreRefused
+from gpuloop.loop.shells.sink_store import Batch, Fenced, Standing, StoreDown, StoreRefused
 from gpuloop.loop.shells.timescale_schema import SCHEMA, History, Keep, staged
 from gpuloop.loop.shells.timescale_session import connect
 from gpuloop.loop.shells.timescale_upkeep import MOST_CHUNKS, Chunks, Partitions, Upkeep

@@ -24,7 +24,8 @@ from gpuloop.loop.shells.broker import Broker, Partition, read_between
 from gpuloop.loop.shells.clickhouse_schema import DATABASE
 from gpuloop.loop.shells.clickhouse_store import ClickHouseStore
 from gpuloop.loop.shells.memory import MemoryBroker
-from gpuloop.loop.shells.sink import Limits, Sink, Store, StoreDown, Written
+from gpuloop.loop.shells.sink import Limits, Sink, Written
+from gpuloop.loop.shells.sink_store import Store, StoreDown
 from gpuloop.loop.shells.timescale import TimescaleStore
 from gpuloop.loop.shells.timescale_schema import SCHEMA
 from gpuloop.schemas.codec import BadInput, Encoded, decode, encode

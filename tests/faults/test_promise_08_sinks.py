@@ -32,7 +32,8 @@ from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.clickhouse_schema import DATABASE
 from gpuloop.loop.shells.clickhouse_store import ClickHouseStore
 from gpuloop.loop.shells.memory import MemoryBroker
-from gpuloop.loop.shells.sink import Batch, Fenced, Sink, Span
+from gpuloop.loop.shells.sink import Sink
+from gpuloop.loop.shells.sink_store import Batch, Fenced, Span
 from gpuloop.loop.shells.timescale import TimescaleStore
 from gpuloop.loop.shells.timescale_schema import Keep
 from gpuloop.streams.sinks.analysis import ANALYSIS

@@ -18,7 +18,8 @@ from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.clickhouse_schema import DATABASE
 from gpuloop.loop.shells.clickhouse_store import ClickHouseStore
 from gpuloop.loop.shells.memory import MemoryBroker
-from gpuloop.loop.shells.sink import Batch, Limits, Span, StoreDown
+from gpuloop.loop.shells.sink import Limits
+from gpuloop.loop.shells.sink_store import Batch, Span, StoreDown
 from gpuloop.loop.shells.timescale import TimescaleStore
 from gpuloop.loop.shells.timescale_schema import SCHEMA, Keep
 from gpuloop.schemas.codec import Encoded, encode

@@ -5,7 +5,7 @@ import pytest
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from gpuloop.loop.shells.clickhouse_store import _told
-from gpuloop.loop.shells.sink import StoreDown
+from gpuloop.loop.shells.sink_store import StoreDown
 from gpuloop.ops.stack.ports import LOOPBACK
 
 

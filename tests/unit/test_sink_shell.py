@@ -7,7 +7,8 @@ from builders import FLEET, START_US, offer, pool_state
 from gpuloop.loop.shells import sink as shell
 from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.memory import MemoryBroker
-from gpuloop.loop.shells.sink import Batch, Sink, Standing, StoreDown, StoreRefused, Written
+from gpuloop.loop.shells.sink import Sink, Written
+from gpuloop.loop.shells.sink_store import Batch, Standing, StoreDown, StoreRefused
 from gpuloop.schemas.codec import encode
 from gpuloop.schemas.messages import Message
 from gpuloop.schemas.units import MINUTE_US

@@ -1,4 +1,4 @@
-"""SAC and TD3 from stable-baselines3, in an environment or fed with transitions.
+"""SAC, TD3 and TD3+BC, in an environment or fed with transitions.
 
 In the twin a trainer is given an environment and learns by acting in it. A stream has no
 `env.step`: transitions arrive when rewards do. There the model is built on spaces alone, its own
@@ -18,14 +18,16 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
-from stable_baselines3 import SAC, TD3
+from stable_baselines3 import TD3
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecEnv
 
+from gpuloop.loop.learn.algorithms import WeighingSAC, WeighingTD3
 from gpuloop.loop.learn.experience import ACTION_SIZE, OBSERVATION_SIZE, Transition
+from gpuloop.loop.learn.replay import Priorities, PrioritisedReplayBuffer
 from gpuloop.loop.learn.spaces import Scaling, action_box, observation_box
 from gpuloop.schemas.messages.learning import ActorSpec, Normaliser
 from gpuloop.schemas.policy import CONTROL_TICK_US
@@ -52,6 +54,13 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     target_entropy: float = -2.0 * ACTION_SIZE
     target_noise: float = 0.1
     exploration_noise: float = 0.2
+    imitation: float = 0.0
+    """How much TD3's actor is held to the actions it learns from: above 0 it is TD3+BC."""
+    priority_exponent: float = 0.0
+    """How much more often surprises are replayed: 0 draws all alike, 1 by their size."""
+    priority_correction: float = 0.6
+    n_steps: int = 1
+    """Control ticks whose rewards are summed before the critic is asked."""
 
 
 class _Spaces(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -101,12 +110,20 @@ class Trainer:
             "buffer_size": config.buffer_size,
             "learning_rate": config.learning_rate,
             "policy_kwargs": {"net_arch": list(config.hidden)},
+            "replay_buffer_class": PrioritisedReplayBuffer,
+            "replay_buffer_kwargs": {
+                "priorities": Priorities(
+                    exponent=config.priority_exponent, correction=config.priority_correction
+                ),
+                "n_steps": config.n_steps,
+                "gamma": GAMMA,
+            },
             "seed": seed,
             "device": device,
         }
-        self.model: SAC | TD3
+        self.model: WeighingSAC | WeighingTD3
         if config.algorithm == "sac":
-            self.model = SAC(
+            self.model = WeighingSAC(
                 ent_coef=f"auto_{config.entropy_start}",
                 target_entropy=config.target_entropy,
                 **shared,
@@ -115,7 +132,12 @@ class Trainer:
             noise = NormalActionNoise(
                 np.zeros(ACTION_SIZE), np.full(ACTION_SIZE, config.exploration_noise)
             )
-            self.model = TD3(target_policy_noise=config.target_noise, action_noise=noise, **shared)
+            self.model = WeighingTD3(
+                target_policy_noise=config.target_noise,
+                action_noise=noise,
+                imitation=config.imitation,
+                **shared,
+            )
         # `configure` would leave an empty folder in /tmp for each model.
         self.model.set_logger(Logger(folder=None, output_formats=[]))
         with torch.no_grad():

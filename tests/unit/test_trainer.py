@@ -40,6 +40,17 @@ def test_training_twice_gives_the_same_weights_and_another_seed_gives_others(alg
     assert first != other
 
 
+def test_priorities_change_what_is_learnt_and_training_twice_does_not():
+    def weights(**changes):
+        trainer = Trainer(TrainerConfig(**changes), seed=0, normaliser=PLAIN)
+        trainer.add(transitions(300))
+        trainer.update(20)
+        return trainer.export()[1]
+
+    urgent = {"priority_exponent": 0.6, "n_steps": 3}
+    assert weights(**urgent) == weights(**urgent) != weights()
+
+
 @pytest.mark.parametrize("algorithm", ["sac", "td3"])
 def test_a_new_actor_starts_next_to_the_rule(algorithm):
     trainer = Trainer(TrainerConfig(algorithm=algorithm), seed=0, normaliser=PLAIN)

@@ -37,6 +37,8 @@ from gpuloop.schemas.messages import Frame
 ROOT: Final = Path(__file__).resolve().parents[1]
 PEERS: Final = Path.home() / ".cache" / "gpuloop" / "peers"
 NODES: Final = 12_500
+HELD_P99_MS: Final = 250.0
+"""A fleet is held when its samples are in the state in time and no more than a second's wait."""
 LOOK_SECONDS: Final = 0.2
 PATIENCE_SECONDS: Final = 600.0
 
@@ -178,6 +180,11 @@ class Held:
     wire: float
     changelog: float
 
+    @property
+    def is_held(self) -> bool:
+        """Say whether the stage keeps up, in time."""
+        return self.behind <= self.nodes and self.p99_ms <= HELD_P99_MS
+
 
 def held(servers: str, folder: Path, nodes: int, seconds: int) -> Held:
     """Run the stage under a paced load and return what it took."""
@@ -304,9 +311,7 @@ def measure(servers: str, folder: Path, size: Size) -> dict[str, object]:
         "cores_at_most_gpus": round(most.cores, 3),
         "p50_ms": round(most.p50_ms),
         "p99_ms": round(most.p99_ms),
-        "gpus_held": max(
-            (one.nodes * load.GPUS for one in fleets if one.behind <= one.nodes), default=0
-        ),
+        "gpus_held": max((one.nodes * load.GPUS for one in fleets if one.is_held), default=0),
         "bytes_per_sample": round(most.wire, 1),
         "telemetry_bytes_per_sample": round(sent / size.records / load.GPUS, 1),
         "changelog_bytes_per_sample": round(most.changelog, 1),

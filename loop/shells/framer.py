@@ -31,6 +31,7 @@ FRAMES: Final = "internal.frames"
 STAGE: Final = "framer"
 FRAMED_THROUGH: Final = "gpuloop_framed_through"
 """Header of a frame: the next offset of `telemetry.gpu` to frame on its partition."""
+OFFSET_DIGITS: Final = 19
 PRODUCED: Final = "gpuloop_produced_ms"
 """Header of a data frame: the timestamp of its first sample's record."""
 
@@ -291,6 +292,6 @@ def framed_through(newest_first: Iterable[Record]) -> int | None:
     """Return the position in the newest frame that carries one, or None."""
     for record in newest_first:
         value = record.header(FRAMED_THROUGH)
-        if value is not None and value.isdecimal():
+        if value is not None and value.isdecimal() and len(value) <= OFFSET_DIGITS:
             return int(value)
     return None

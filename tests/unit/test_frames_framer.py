@@ -6,7 +6,7 @@ import pytest
 
 from gpuloop.loop.shells import framer as shell
 from gpuloop.loop.shells.broker import Partition
-from gpuloop.loop.shells.framer import Framer, tick_step_us
+from gpuloop.loop.shells.framer import FRAMED_THROUGH, Framer, tick_step_us
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.schemas.codec import Encoded, decode, encode
 from gpuloop.schemas.messages import ClockAnchor, DeadLetter, Frame
@@ -215,3 +215,20 @@ def test_samples_that_never_pause_wait_no_longer_than_the_linger_for_their_frame
     ticking = itertools.count(0, shell.LINGER_US // 10)
     monkeypatch.setattr(shell.clock, "monotonic_us", lambda: next(ticking))
     assert 1 <= framer.advance().samples <= 11
+
+
+@pytest.mark.parametrize("stated", [b"", b"soon", b"-1", b"9" * 5_000, b"9" * 19, b"\xff"])
+def test_a_position_that_nobody_can_have_written_is_none_to_start_from(stated: bytes) -> None:
+    wall = Wall()
+    broker = anchored(wall)
+    broker.produce([sample(f"n{n}", 1) for n in range(8)])
+    framer = Framer(broker, "local", wall=wall)
+    framer.open()
+    framer.advance()
+    forged = Encoded(topic="internal.frames", key=b"0", headers=((FRAMED_THROUGH, stated),),
+                     value=b"x", partition=0)  # fmt: skip
+    broker.produce([forged])
+    again = Framer(broker, "local", wall=wall)
+    again.open()
+    first = Partition("telemetry.gpu", 0)
+    assert again.positions[first] in (0, framer.positions[first])

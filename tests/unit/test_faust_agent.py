@@ -8,6 +8,7 @@ from typing import Any, cast
 from builders import START_US
 from faults.agent import Observing
 from faults.loops import FLEET
+from gpuloop.loop.shells.broker import Partition
 from gpuloop.schemas.codec import Encoded, encode
 from gpuloop.schemas.messages import Frame
 from gpuloop.schemas.units import HOUR_US
@@ -62,3 +63,11 @@ def test_a_frame_of_a_source_with_a_broken_clock_makes_no_row() -> None:
     late = told(frames.tick(FLEET, 0, START_US))
     handle(observing, data(1, START_US + 3 * HOUR_US), late)
     assert observing.rows["nodes"] == {}
+
+
+def test_a_frame_on_a_partition_that_is_not_its_own_makes_no_row_and_is_kept_for_people() -> None:
+    observing = Observing()
+    frame = frames.pack(FLEET, 3, [gpu_sample("n1", at=START_US, fleet=FLEET)])
+    handle(observing, told(frame), told(frames.tick(FLEET, 0, START_US)))
+    assert observing.rows["nodes"] == {}
+    assert len(observing.broker.logs[Partition("deadletters", 0)]) == 1

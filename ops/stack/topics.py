@@ -4,24 +4,32 @@ Owns creation and settings. It never deletes a topic and never changes a number 
 would move keys or lose records, so they are reported for a person to decide.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Final
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from gpuloop.loop.shells.faust_tables import changelogs
-from gpuloop.loop.shells.kafka import properties
+from gpuloop.loop.shells.kafka import Properties, properties
 from gpuloop.ops.stack.errors import StackError
 from gpuloop.schemas.catalogue import CATALOGUE
 
 TIMEOUT_SECONDS: Final = 30.0
+
+_NOT_YET: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +72,8 @@ class Admin:
         self._servers: Final = bootstrap_servers
         # Its own lines about unreachable brokers would drown ours; errors arrive as exceptions.
         own = {"bootstrap.servers": bootstrap_servers, "log_level": "0"}
-        self._client: Final = AdminClient({**own, **properties(config)})
+        self._settings: Final[Properties] = {**own, **properties(config)}
+        self._client: Final = AdminClient(self._settings)
 
     def answers(self, timeout_seconds: float) -> bool:
         """Return whether the cluster describes itself within the time.
@@ -108,7 +117,7 @@ class Admin:
     def apply(self, topics: Sequence[Wanted], *, replication_factor: int = -1) -> list[Difference]:
         """Create what is missing, set what differs, and return what could only be reported.
 
-        `replication_factor` -1 leaves it to the cluster. Returns when every topic has its leaders.
+        `replication_factor` -1 leaves it to the cluster. Returns when all leaders answer.
         """
         before = self.diff(topics)
         missing = {d.topic for d in before if d.what == "topic"}
@@ -116,6 +125,7 @@ class Admin:
         self._create([by_name[name] for name in missing], replication_factor)
         self._set([d for d in before if d.what not in ("topic", "partitions")])
         self._await_leaders([topic.name for topic in topics])
+        self._await_answers(topics)
         return [d for d in before if d.what == "partitions"]
 
     def _create(self, topics: Sequence[Wanted], replication_factor: int) -> None:
@@ -176,6 +186,22 @@ class Admin:
                 raise StackError(f"topic {leaderless[0]} has no leader")
             self._client.poll(0.05)
 
+    def _await_answers(self, topics: Sequence[Wanted]) -> None:
+        """Return when every leader serves its partitions, which a slow broker names long before."""
+        there = self.partitions()
+        parts = [(topic.name, at) for topic in topics for at in range(there[topic.name])]
+        reader = Consumer({**self._settings, "group.id": "gpuloop-metadata"})
+
+        def ask(topic: str, number: int) -> None:
+            reader.get_watermark_offsets(TopicPartition(topic, number), timeout=TIMEOUT_SECONDS)
+
+        try:
+            await_answers(ask, parts, timeout_seconds=TIMEOUT_SECONDS)
+        except KafkaException as error:
+            raise self._failed(error) from None
+        finally:
+            reader.close()
+
     def _configs(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
         if not resources:
@@ -191,6 +217,30 @@ class Admin:
 
     def _failed(self, error: KafkaException) -> StackError:
         return StackError(f"Kafka at {self._servers}: {error.args[0].str()}")
+
+
+def await_answers(
+    ask: Callable[[str, int], None],
+    partitions: Iterable[tuple[str, int]],
+    *,
+    timeout_seconds: float,
+) -> None:
+    """Ask each partition (topic, number) until its leader answers.
+
+    Raises:
+        KafkaException: an error that waiting does not mend, or one that lasted for the whole time.
+
+    """
+    deadline = monotonic() + timeout_seconds
+    for topic, number in partitions:
+        while True:
+            try:
+                ask(topic, number)
+                break
+            except KafkaException as error:
+                if error.args[0].code() not in _NOT_YET or monotonic() > deadline:
+                    raise
+                sleep(0.05)
 
 
 def _difference(topic: Wanted, what: str, expected: str, found: str) -> Difference:

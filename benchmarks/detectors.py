@@ -36,9 +36,11 @@ FIRST_QUIET_SEED = 3000
 def main() -> None:
     """Run the cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--hours", type=int, default=12)
-    parser.add_argument("--traces", type=Path, default=None)
+    parser.add_argument("--seeds", type=int, default=3, help="cases of each class (3)")
+    parser.add_argument("--hours", type=int, default=12, help="without faults, per seed (12)")
+    parser.add_argument(
+        "--traces", type=Path, help="folder of public traces (a generated workload)"
+    )
     options = parser.parse_args()
     began = process_time()
     verdicts: list[Verdict] = []

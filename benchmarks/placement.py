@@ -148,7 +148,12 @@ def report(
 def main() -> None:
     """Print the tables and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--traces", type=Path, default=os.environ.get("GPULOOP_TRACES"))
+    parser.add_argument(
+        "--traces",
+        type=Path,
+        default=os.environ.get("GPULOOP_TRACES"),
+        help="folder of public traces (GPULOOP_TRACES); without one nothing is measured",
+    )
     parser.add_argument("--quick", action="store_true", help="two seeds instead of ten")
     parser.add_argument("--pods", type=Path, help="another list of pods of the same study")
     chosen = parser.parse_args()

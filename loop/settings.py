@@ -230,7 +230,7 @@ def plain(what: str) -> str:
     what = what.partition(", got ")[0].replace("RFC3339 encoded datetime", "time")
     for name, words in {"`int`": "a whole number", "`float`": "a number", "`str`": "text"}.items():
         what = what.replace(name, words)
-    return what[:1].lower() + what[1:]
+    return what if what[1:2].isupper() else what[:1].lower() + what[1:]
 
 
 def _fields_named(error: str) -> Iterator[str]:

@@ -203,7 +203,7 @@ def explained(error: Exception) -> str:
     if getattr(error, "value", None) in _NO_DRIVER:
         return (
             "no NVIDIA driver on this machine: libnvidia-ml.so.1 cannot be used"
-            f" ({error}); run the collector on a GPU node, or scrape one with GPULOOP_COLLECT"
+            f" ({error}); run the collector on a GPU node, or scrape one with --sources FILE"
         )
     return f"the NVIDIA driver refuses: {error}"
 

@@ -169,10 +169,14 @@ def new_token(path: Path) -> str:
     return token
 
 
+class _Version(msgspec.Struct):
+    version: str
+
+
 def probe(engine: Engine, process: Process) -> None:
     """Ask the engine for its version again and again; what it raises ends the process."""
     while True:
-        version = engine.query("select version() as version").decode().strip()
-        process.health.progress(version)
+        answer = msgspec.json.decode(engine.query("select version() as version"), type=_Version)
+        process.health.progress(f"ClickHouse's engine {answer.version}")
         if process.stop.wait(PROBE_SECONDS):
             return

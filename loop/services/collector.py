@@ -214,6 +214,7 @@ def collect(
 
     """
     clock.start()
+    warned = False
     threads = [
         SourceThread(Writer(source, process.settings.fleet, outbox, clock)) for source in sources
     ]
@@ -222,6 +223,9 @@ def collect(
         while not process.stop.is_set() and not any(thread.ended for thread in threads):
             outbox.pump(PUMP_SECONDS)
             clock.check()
+            if clock.elsewhere is not None and not warned:
+                log.warning("nothing is sent: %s", _belongs_elsewhere(process, clock.elsewhere))
+            warned = clock.elsewhere is not None
             _tell(process, writers, outbox, clock.elsewhere)
     finally:
         for thread in threads:
@@ -232,6 +236,13 @@ def collect(
         thread.join(max(until_us - monotonic_us(), 0) / SECOND_US)
     if left := outbox.drain(DRAIN_SECONDS):
         log.warning("telemetry is lost at the stop: Kafka did not take it", extra={"lost": left})
+
+
+def _belongs_elsewhere(process: Process, elsewhere: str) -> str:
+    return (
+        f"fleet {process.settings.fleet} runs on {elsewhere}; real machines need a fleet of"
+        " their own (GPULOOP_FLEET) or other topics (GPULOOP_TOPIC_PREFIX)"
+    )
 
 
 def _tell(
@@ -245,10 +256,7 @@ def _tell(
     held = outbox.held
     metrics.COLLECT_BUFFERED.set(held)
     if elsewhere is not None:
-        process.health.waiting(
-            f"fleet {process.settings.fleet} runs on {elsewhere}; real machines need a fleet of"
-            " their own (GPULOOP_FLEET) or other topics (GPULOOP_TOPIC_PREFIX)"
-        )
+        process.health.waiting(_belongs_elsewhere(process, elsewhere))
     elif outbox.stalled_us() > STALLED_US:
         process.health.waiting(f"Kafka does not answer; {held} records wait")
     elif stuck := [writer.source.name for writer in writers if writer.stuck]:

@@ -29,16 +29,26 @@ def collect(
     ] = False,
     sources: Annotated[
         Path | None,
-        typer.Option("--sources", help="JSON file of exporters and servers to ask instead."),
+        typer.Option(
+            "--sources",
+            help="JSON file of exporters and servers to ask instead; docs/operating.md shows one.",
+            show_default="GPULOOP_COLLECT",
+        ),
     ] = None,
     bootstrap_servers: Annotated[
         str | None,
-        typer.Option("--bootstrap-servers", help="Kafka to write to, host:port,..."),
+        typer.Option(
+            "--bootstrap-servers",
+            help="Kafka to write to, host:port,...",
+            show_default="GPULOOP_BOOTSTRAP_SERVERS, else 127.0.0.1:9092",
+        ),
     ] = None,
 ) -> None:
     """Observe real GPUs: this machine's by NVML, or many through exporters and Prometheus.
 
-    The machine is told as GPULOOP_NODE (else its host name) in GPULOOP_POOL and GPULOOP_RACK.
+    The machine is told as GPULOOP_NODE (else its host name) in GPULOOP_POOL
+    and GPULOOP_RACK, every GPULOOP_COLLECT_SECONDS. A fleet that runs on a
+    twin's clock takes none: GPULOOP_FLEET names another.
     """
     from gpuloop.loop.services import collector
 

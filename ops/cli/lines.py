@@ -18,6 +18,7 @@ from gpuloop.schemas.messages import (
     Fault,
     FeatureVector,
     Forecast,
+    GpuSample,
     JobEvent,
     Message,
     Offer,
@@ -201,6 +202,8 @@ def _telemetry(message: Message) -> str:
                 f"{message.pool:<6} {message.gpus_allocated} GPUs busy, {message.running_jobs} "
                 f"jobs running, {queued} GPUs queued"
             )
+        case GpuSample():
+            return f"{message.node} {len(message.gpu_ids)} GPUs{_busy_and_hot(message)}"
         case Offer():
             price = message.usd_micros_per_gpu_hour / USD_MICROS
             return f"{message.gpu_model} {message.billing} {price:.2f} USD by {message.provider}"
@@ -209,3 +212,11 @@ def _telemetry(message: Message) -> str:
         case _:
             subject = getattr(message, "node", getattr(message, "job", message.fleet))
             return f"{message.TYPE} {subject}"
+
+
+def _busy_and_hot(sample: GpuSample) -> str:
+    """Return how busy the GPUs are on average and how hot the hottest is, as far as is known."""
+    busy = [value for value in sample.utilisation if value is not None]
+    hot = [value for value in sample.temperature_celsius if value is not None]
+    said = f", {sum(busy) / len(busy):.0%} busy" if busy else ""
+    return said + (f", up to {max(hot):.0f} degrees" if hot else "")

@@ -32,10 +32,9 @@ DETACH_SECONDS: Final = 600.0
 DOWN_SECONDS: Final = 90.0
 LOOK_SECONDS: Final = 0.1
 
-Names = Annotated[
-    list[str] | None,
-    typer.Option(help="Services, or kafka and postgres; repeat for more.", show_default="all"),
-]
+_NAMES = "Services, or kafka, postgres, clickhouse; repeat for more."
+Only = Annotated[list[str] | None, typer.Option(help=_NAMES, show_default="all")]
+Without = Annotated[list[str] | None, typer.Option(help=_NAMES, show_default="none")]
 
 
 def up(
@@ -80,8 +79,8 @@ def up(
     port: Annotated[
         int | None, typer.Option(help="Port of the own broker.", show_default="a free one")
     ] = None,
-    only: Names = None,
-    without: Names = None,
+    only: Only = None,
+    without: Without = None,
     state_dir: StateDir = None,
 ) -> None:
     """Start the stack here, watch it, stop it with Ctrl-C; it resumes its world.

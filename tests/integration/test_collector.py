@@ -174,7 +174,9 @@ def test_boot_rises_when_the_collector_is_killed_and_started_again(collector: Co
     assert len(set(boots)) == 2
 
 
-def test_a_twins_fleet_is_left_alone_and_the_reason_is_told(collector: Collector) -> None:
+def test_a_twins_fleet_is_left_alone_and_the_reason_is_told(
+    collector: Collector, capfd: pytest.CaptureFixture[str]
+) -> None:
     now_us = wall_us()
     long_ago_us = now_us - 1000 * HOUR_US
     twins = ClockAnchor(
@@ -189,6 +191,8 @@ def test_a_twins_fleet_is_left_alone_and_the_reason_is_told(collector: Collector
     assert not collector.health()["ready"]
     collector.until(lambda: collector.metric(r".*dropped_total\{.*another clock.*\}") > 5)
     assert [one.world for one in newest_anchors(collector.broker, "local")] == ["twin"]
+    logged = capfd.readouterr()
+    assert (logged.out + logged.err).count("nothing is sent: fleet local runs on") == 1
 
 
 def test_a_machine_without_a_driver_ends_with_one_line(

@@ -4,13 +4,14 @@ import errno
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from builders import FLEET, pool_state
 from gpuloop.loop.replay.recording import UNFINISHED
-from gpuloop.loop.settings import Settings
+from gpuloop.loop.settings import Settings, plain
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.ops.cli import context, recording, tail
 from gpuloop.ops.cli.context import seconds
@@ -23,6 +24,7 @@ from gpuloop.schemas.catalogue import CATALOGUE
 from gpuloop.schemas.codec import Encoded, encode
 from gpuloop.schemas.messages import (
     AuditRecord,
+    GpuSample,
     Proposal,
 )
 from messages_shown import COMMAND, DIGEST, outcome
@@ -143,6 +145,38 @@ def test_command_and_its_outcomes_are_readable_lines() -> None:
     waiting = Proposal(fleet=FLEET, command=COMMAND, state="awaiting", answer_by_wall_us=0)
     assert line(waiting).endswith("answer by 1970-01-01 00:00:00 UTC")
     assert "stale_generation" in line(outcome("rejected", "stale_generation"))
+
+
+def test_a_line_of_a_node_says_what_is_known_of_its_gpus() -> None:
+    silent = GpuSample(
+        fleet=FLEET,
+        node="n1",
+        pool="a100",
+        rack="r1",
+        gpu_model="A100",
+        billing="spot",
+        event_time_us=0,
+        boot=0,
+        seq=0,
+        gpu_ids=("a", "b"),
+    )
+    half_known = msgspec.structs.replace(
+        silent, utilisation=(0.5, None), temperature_celsius=(40.0, 61.2)
+    )
+    assert line(silent).endswith("  n1 2 GPUs")
+    assert line(half_known).endswith("  n1 2 GPUs, 50% busy, up to 61 degrees")
+
+
+def test_complaints_about_json_keep_its_name() -> None:
+    assert plain("JSON is malformed: trailing characters") == (
+        "JSON is malformed: trailing characters"
+    )
+    assert plain("Expected `int`") == "expected a whole number"
+
+
+def test_without_leaves_nothing_out_unless_told(run: CliRunner) -> None:
+    shown = run.invoke(app, ["up", "--help"]).output
+    assert "(none)" in shown.partition("--without ")[2]
 
 
 def test_audit_line_shows_what_was_recorded() -> None:

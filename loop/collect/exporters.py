@@ -90,6 +90,7 @@ class Exporters:
         if bad:
             listener.failed(self.name, "bad line", bad)
         if not scrapes:
+            log.warning("an exporter names no GPUs", extra={"url": target.url})
             listener.failed(self.name, "no GPUs")
         for node, scrape in sorted(scrapes.items()):
             self._tell(node, scrape, now_us, target, listener)

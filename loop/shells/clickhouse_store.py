@@ -86,7 +86,10 @@ class ClickHouseStore:
         try:
             self._lazy_client = self._connected()
         except ClickHouseError as error:
-            raise _told(error) from None
+            told = _told(error)
+            if isinstance(told, StoreDown):
+                told = StoreDown(f"{urlsplit(self._url).netloc.rpartition('@')[2]}: {told}")
+            raise told from None
         self._make()
         return self._standing(parts)
 

@@ -261,12 +261,15 @@ def test_exporters_that_hang_make_the_others_late_once_only(
     assert time.monotonic() - began < 4.0
 
 
-def test_a_scrape_without_a_gpu_is_counted(site: Site) -> None:
+def test_a_scrape_without_a_gpu_is_counted_and_told(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     site.answers["/n1"] = text("go_threads 7\n")
     heard = Heard()
     exporters(target(site, "n1")).scrape(target(site, "n1"), heard.stop, heard)
     assert heard.outputs == []
     assert heard.failures == {"no GPUs": 1}
+    assert "an exporter names no GPUs" in caplog.text
 
 
 def test_a_repeated_scrape_says_nothing_and_is_counted(site: Site) -> None:

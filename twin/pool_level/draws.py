@@ -1,31 +1,18 @@
 """Luck for compiled code: keyed by what it happens to, as `twin.draws`, but over integers."""
 
-from collections.abc import Callable
 from math import cos, exp, log, pi, sqrt
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
-import numba
 import numpy as np
 
-F = TypeVar("F", bound=Callable[..., Any])
+from gpuloop.twin.pool_level.compiling import compiled
 
 LOST_FOR, ECC_FATAL, ECC_FOR, VICTIM, STRIKES = range(5)
 """What a draw decides; `STRIKES` and the numbers after it are what strikes a node in an hour."""
 
-_njit: Final[Any] = numba.njit
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _FIRST: Final = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND: Final = np.uint64(0x94D049BB133111EB)
-
-
-def compiled(function: F) -> F:
-    """Return a function as machine code for other compiled functions, kept on disk."""
-    return cast(F, _njit(cache=True, error_model="numpy", no_cpython_wrapper=True)(function))
-
-
-def entry(function: F) -> F:
-    """Return a function as machine code that Python calls; to unpack its arguments is costly."""
-    return cast(F, _njit(cache=True, error_model="numpy")(function))
 
 
 @compiled

@@ -53,7 +53,7 @@ from gpuloop.twin.pool_level.arrays import (
     Specs,
     State,
 )
-from gpuloop.twin.pool_level.draws import compiled
+from gpuloop.twin.pool_level.compiling import compiled
 from gpuloop.twin.pool_level.placement import find, hold, occupy
 
 SECOND = 1_000_000

@@ -19,7 +19,7 @@ from gpuloop.twin.pool_level.arrays import (
     Specs,
     State,
 )
-from gpuloop.twin.pool_level.draws import compiled, entry
+from gpuloop.twin.pool_level.compiling import compiled, entry
 from gpuloop.twin.pool_level.jobs import act, arrive, resume, schedule
 from gpuloop.twin.pool_level.nodes import draw_hour, happen, let_go, order_now, scale
 

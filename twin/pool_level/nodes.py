@@ -26,7 +26,7 @@ from gpuloop.twin.pool_level.arrays import (
     Specs,
     State,
 )
-from gpuloop.twin.pool_level.draws import compiled
+from gpuloop.twin.pool_level.compiling import compiled
 from gpuloop.twin.pool_level.jobs import interrupt, schedule
 
 SECOND = 1_000_000

@@ -15,7 +15,7 @@ from gpuloop.twin.pool_level.arrays import (
     Specs,
     State,
 )
-from gpuloop.twin.pool_level.draws import compiled
+from gpuloop.twin.pool_level.compiling import compiled
 
 
 @compiled

@@ -20,6 +20,7 @@ from gpuloop.schemas.messages import (
     Forecast,
     GpuSample,
     JobEvent,
+    JobState,
     Message,
     Offer,
     Outcome,
@@ -136,7 +137,8 @@ def _insight(message: Cause | Anomaly | Fault | Forecast | FeatureVector) -> str
             return f"{of:<18} {known} of {len(message.values)} features known"
         case Fault():
             xid = f" XID {message.xid}" if message.xid is not None else ""
-            return f"{message.kind}{xid} on {message.node} ({message.pool}) {message.detail}"
+            where = f"{message.node} ({message.pool})"
+            return f"{message.kind}{xid} on {where} {message.detail}".rstrip()
         case Forecast():
             spans = ", ".join(
                 f"{h.horizon_us // 60_000_000} min {h.p50:.0f} ({h.p10:.0f} to {h.p90:.0f})"
@@ -186,6 +188,9 @@ def _telemetry(message: Message) -> str:
         case JobEvent():
             reason = f" ({message.reason})" if message.reason else ""
             return f"{message.kind:<12} {message.job} {message.gpus} GPUs in {message.pool}{reason}"
+        case JobState():
+            nodes = f" on {', '.join(message.nodes)}" if message.nodes else ""
+            return f"{message.phase:<12} {message.job} {message.gpus} GPUs in {message.pool}{nodes}"
         case ServiceSample():
             late = "  SERVICE LEVEL MISSED" if message.violated else ""
             return (

@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from builders import FLEET, pool_state
+from builders import FLEET, job_state, pool_state
 from gpuloop.loop.replay.recording import UNFINISHED
 from gpuloop.loop.settings import Settings, plain
 from gpuloop.loop.shells.memory import MemoryBroker
@@ -24,6 +24,7 @@ from gpuloop.schemas.catalogue import CATALOGUE
 from gpuloop.schemas.codec import Encoded, encode
 from gpuloop.schemas.messages import (
     AuditRecord,
+    Fault,
     GpuSample,
     Proposal,
 )
@@ -165,6 +166,19 @@ def test_a_line_of_a_node_says_what_is_known_of_its_gpus() -> None:
     )
     assert line(silent).endswith("  n1 2 GPUs")
     assert line(half_known).endswith("  n1 2 GPUs, 50% busy, up to 61 degrees")
+
+
+def test_a_fault_without_a_detail_ends_where_its_words_end() -> None:
+    fault = Fault(
+        fleet=FLEET, kind="xid", node="n1", pool="a100", xid=79, event_time_us=0, boot=0, seq=0
+    )
+    assert line(fault).endswith("  xid XID 79 on n1 (a100)")
+
+
+def test_a_line_of_a_job_says_its_phase_pool_and_gpus() -> None:
+    running = job_state("j1", nodes=("n1", "n2"))
+    assert line(running).endswith("  running      j1 8 GPUs in a100 on n1, n2")
+    assert line(job_state("j1", phase="queued", nodes=())).endswith(" j1 8 GPUs in a100")
 
 
 def test_complaints_about_json_keep_its_name() -> None:

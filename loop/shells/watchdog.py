@@ -93,7 +93,10 @@ class StallDetector:
 
 
 class Watchdog:
-    """Looks every few seconds and calls `bite` once with what is stuck."""
+    """Looks every few seconds and calls `bite` once with what is stuck.
+
+    Should looking itself fail with anything but an outage of the broker, it bites as well.
+    """
 
     def __init__(
         self,
@@ -121,6 +124,15 @@ class Watchdog:
             self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        except Exception as error:
+            # Judging goes on from what was seen before, and that may be what is broken: a new
+            # process, which recovers its tables, is safer than one that nobody watches.
+            log.exception("the watchdog failed")
+            self._bite([f"the watchdog failed: {error!r}"])
+
+    def _watch(self) -> None:
         while not self._stop.wait(self._every_s):
             try:
                 seen = self._look()

@@ -178,6 +178,28 @@ def test_the_watchdog_bites_once_and_bears_a_broker_that_does_not_answer() -> No
     assert len(bitten) == 1
 
 
+def test_the_watchdog_that_fails_itself_says_so_and_ends_the_process(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bitten: list[list[str]] = []
+    done = threading.Event()
+
+    def look() -> Seen:
+        raise KeyError("a partition nobody knows")
+
+    def bite(why: list[str]) -> None:
+        bitten.append(why)
+        done.set()
+
+    dog = Watchdog(look, bite, patience_s=60, every_s=0.01)
+    dog.start()
+    assert done.wait(5)
+    dog.stop()
+    assert bitten == [["the watchdog failed: KeyError('a partition nobody knows')"]]
+    [record] = caplog.records
+    assert record.exc_info is not None
+
+
 def test_tables_have_the_partitions_of_the_topics_they_are_written_by() -> None:
     assert TABLES["nodes"] == CATALOGUE["internal.frames"].partitions
     assert TABLES["jobs"] == CATALOGUE["telemetry.jobs"].partitions

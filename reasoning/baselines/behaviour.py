@@ -123,6 +123,7 @@ class Asked:
     known: Flags
     """Where there was a metric; elsewhere nothing changes and nothing is remembered."""
     least: Floats
+    """At least one: none at all is no number to scale to."""
     most: Floats
 
 
@@ -136,7 +137,7 @@ def follow(past: ScalingPast, asked: Asked, behaviour: Behaviour) -> Floats:
     new = past.asked_us == NEVER_US
     past.recommended.push(asked.now_us, asked.current, new)
     outside = (asked.current > asked.most) | (asked.current < asked.least)
-    acts = asked.known & (asked.current > 0.0) & ~outside
+    acts = asked.known & ~outside
     target = _stabilised(past, asked, behaviour, acts)
     after = np.where(acts, _paced(past, asked, target, behaviour), asked.current)
     bounded = np.clip(asked.current, asked.least, np.maximum(asked.least, asked.most))

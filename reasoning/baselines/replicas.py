@@ -18,7 +18,7 @@ EDGE = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaMetrics:
-    """What is known of the replicas of n pools; counts, each (n,)."""
+    """What is known of the replicas of n pools, each (n,); the three kinds sum to the current."""
 
     current: Floats
     """Replicas as last asked for."""
@@ -61,8 +61,6 @@ def desired_replicas(metrics: ReplicaMetrics, target: float, tolerance: Toleranc
     again = (metrics.utilisation * measured + assumed) / counted / target
     filled = np.ceil(again * counted - EDGE)
     turned = (rising & (again < 1.0)) | (falling & (again > 1.0))
-    turned |= ((again < 1.0) & (filled > metrics.current)) & ((waiting + missing) > 0.0)
-    turned |= ((again > 1.0) & (filled < metrics.current)) & ((waiting + missing) > 0.0)
     still = tolerance.holds(again) | turned | (metrics.measured < 1.0)
     return np.where(still, metrics.current, filled)
 
@@ -76,4 +74,4 @@ def average_replicas(
     """
     ratio = total / np.maximum(target * current, EDGE)
     desired = np.ceil(total / target - EDGE)
-    return np.where(tolerance.holds(ratio) & (current > 0.0), current, desired)
+    return np.where(tolerance.holds(ratio), current, desired)

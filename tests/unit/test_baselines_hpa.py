@@ -95,10 +95,12 @@ def test_a_replica_that_is_not_ready_counts_as_idle_on_the_way_up_and_not_at_all
     assert desired(1.6, 0.8, unready=2) == 16
     assert desired(1.0, 0.8, unready=5) == 10
     assert desired(0.4, 0.8, unready=2) == 4
+    assert desired(0.75, 0.8, unready=2) == 10
 
 
 def test_without_any_metric_nothing_changes():
     assert desired(0.0, 0.8, missing=10) == 10
+    assert desired(50.0, 0.8, unready=10) == 10
 
 
 @pytest.mark.parametrize("missing", range(11))
@@ -228,6 +230,26 @@ def test_replicas_outside_their_bounds_are_brought_to_them_whatever_the_metric_s
     assert Autoscaler().tick(10, most=4, known=False) == 4
 
 
+def test_being_brought_to_the_bounds_uses_up_the_period_and_is_not_undone():
+    up = Autoscaler(Behaviour(up=rules("pods", 4, 600)))
+    assert up.tick(10, least=15) == 15
+    assert up.tick(100) == 15
+    down = Autoscaler(Behaviour(down=rules("pods", 1, 600)))
+    assert down.tick(10, most=4) == 4
+    assert down.tick(1) == 4
+
+
+def test_growth_ends_at_the_most():
+    assert Autoscaler().tick(100, most=12) == 12
+
+
+def test_what_someone_else_changed_is_no_change_of_the_autoscaler():
+    slow = ScalingPolicy(kind="pods", value=4, period_us=10 * MINUTE_US)
+    scaler = Autoscaler(Behaviour(up=rules("pods", 1, 15, slow, select="min")))
+    assert scaler.tick(100, known=False, done=13) == 10
+    assert scaler.tick(100) == 17
+
+
 def test_no_replicas_means_switched_off():
     assert Autoscaler(replicas=0).tick(20) == 0
 
@@ -275,6 +297,34 @@ def test_the_metric_is_what_is_demanded_over_what_is_ready():
 def test_nodes_that_arrive_are_not_ordered_again():
     ordered = {"present": [[26.0, 8.0, 0.0, 4.0]], "gpus_allocated": [192.0]}
     assert wanted(**ordered, gpus_queued=[24.0]) == 34
+
+
+def test_nodes_that_arrive_are_not_given_back_for_what_they_will_carry():
+    ordered = {"present": [[26.0, 8.0, 0.0, 4.0]], "gpus_allocated": [190.0]}
+    assert wanted(**ordered) == 34
+    assert wanted(**ordered, ready_nodes=[[26.0, 8.0]]) == 30
+
+
+def test_nodes_on_their_way_out_do_not_count():
+    leaving = {"present": [[12.0, 8.0, 0.0, 4.0]], "gpus_allocated": [130.0]}
+    assert wanted(**leaving) == 20
+
+
+def test_the_autoscaler_does_not_go_to_none_by_itself():
+    assert wanted(nodes_min=[0.0], gpus_allocated=[0.0]) == 1
+
+
+def test_a_tick_without_metrics_is_not_remembered_as_one_that_asked_for_what_there_was():
+    window = Behaviour(up=msgspec.structs.replace(UP, window_us=3 * MINUTE_US))
+    scaler = Hpa(HpaConfig(behaviour=window), MIX)
+    scaler.reset(np.ones(1, np.bool_))
+    wishes = []
+    for minute in range(4):
+        heard = np.full((1, len(FEATURE_NAMES)), 0.0 if minute == 2 else 1.0)
+        seen = batch(tick_us=[START_US + minute * MINUTE_US], gpus_queued=[200.0],
+                     telemetry_fresh=[minute != 2], observation=heard)  # fmt: skip
+        wishes.append(scaler.wanted(seen)[0])
+    assert wishes == [24, 24, 24, 47]
 
 
 @pytest.mark.parametrize("stale", ["demand_fresh", "capacity_fresh"])

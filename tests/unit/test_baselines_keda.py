@@ -111,6 +111,27 @@ def test_a_trigger_that_cannot_be_read_changes_nothing():
     assert trigger.tick(900, demand_fresh=[False]) == 10
 
 
+def test_a_poll_that_could_not_be_read_is_made_again():
+    trigger = Trigger(nodes=0, polling_us=5 * MINUTE_US)
+    trigger.ticks(0, 5)
+    assert trigger.tick(80, demand_fresh=[False]) == 0
+    assert trigger.tick(0) == 0
+    assert trigger.ticks(80, 5)[-1] == 1
+
+
+def test_an_active_pool_does_not_idle_however_rarely_it_is_polled():
+    trigger = Trigger(polling_us=20 * MINUTE_US, cooldown_us=MINUTE_US)
+    assert trigger.ticks(80, 10) == [10] * 10
+
+
+def test_a_pool_does_not_go_to_none_while_its_trigger_cannot_be_read():
+    trigger = Trigger()
+    trigger.tick(80)
+    trigger.ticks(0, 3)
+    assert [trigger.tick(0, demand_fresh=[False]) for _ in range(5)] == [10] * 5
+    assert trigger.tick(0) == 0
+
+
 @pytest.mark.parametrize(
     "wrong", [{"idle_nodes": 1}, {"idle_nodes": 0}, {"queue_per_gpu": 0.0}, {"pollingInterval": 30}]
 )

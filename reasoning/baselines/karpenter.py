@@ -55,9 +55,7 @@ class KarpenterPast(Rows):
     def none(cls, pools: int, window_us: int) -> "KarpenterPast":
         """Return no past: nothing has been spare for any time."""
         never = np.full(pools, np.iinfo(np.int64).max, np.int64)
-        # One more than the window: what was spare at its very start counts as well.
-        wide = window_us + 1
-        rings = Ring.of_ticks(pools, wide), Ring.of_ticks(pools, wide)
+        rings = Ring.of_ticks(pools, window_us), Ring.of_ticks(pools, window_us)
         return cls(*rings, np.zeros(pools), never)
 
 
@@ -96,6 +94,7 @@ class Karpenter(Remembering[KarpenterPast]):
         empty, spare = spare_nodes(batch)
         past.since_us[:] = np.where(seen, np.minimum(past.since_us, now), now + CONTROL_TICK_US)
         lasting = past.empty if self._config.policy == "when_empty" else past.spare
+        # What was spare at the very start of the window counts as well.
         free = empty if self._config.policy == "when_empty" else spare
         long = np.where(seen & (now - past.since_us >= window), 1.0, 0.0)
         gone = np.maximum(lasting.smallest(now, window + 1, free), 0.0) * long

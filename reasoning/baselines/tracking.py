@@ -29,9 +29,6 @@ class BlindTracking(Tracking):
     """The same without a forecast: neither grown for one nor kept for one."""
 
     def wanted(self, batch: PoolBatch) -> Floats:
-        """Return the total of nodes that the rule wants where no forecast is trusted."""
+        """Return the total of nodes that the rule wants where demand is expected to stay."""
         now = np.broadcast_to(demand_gpus(batch)[:, None, None], batch.forecast_gpus.shape)
-        nobody = np.zeros_like(batch.forecast_trusted)
-        return super().wanted(
-            dataclasses.replace(batch, forecast_gpus=now, forecast_trusted=nobody)
-        )
+        return super().wanted(dataclasses.replace(batch, forecast_gpus=now))

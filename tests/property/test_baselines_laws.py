@@ -103,18 +103,20 @@ def test_the_same_day_is_run_the_same_twice_even_by_the_same_controller(name: st
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pool_that_is_reset_starts_anew_and_the_others_go_on(name: str):
-    controller, fresh = made(name), made(name)
-    controller.reset(np.ones(2, np.bool_))
-    fresh.reset(np.ones(2, np.bool_))
+    controller, fresh, old = made(name), made(name), made(name)
+    for one in (controller, fresh, old):
+        one.reset(np.ones(2, np.bool_))
     for at in range(30):
         busy = batch(2, tick_us=[MONDAY_US + at * MINUTE_US] * 2, gpus_allocated=[170.0, 60.0],
                      ready_nodes=[[16.0, 8.0]] * 2)  # fmt: skip
         controller(busy)
+        old(busy)
     unlike = dataclasses.replace(busy, tick_us=busy.tick_us + MINUTE_US,
                                  gpus_allocated=np.array([100.0, 90.0]))  # fmt: skip
     controller.reset(np.array([True, False]))
-    new = controller(unlike)[0]
-    np.testing.assert_array_equal(new, fresh(unlike)[0])
+    new = controller(unlike)
+    np.testing.assert_array_equal(new[0], fresh(unlike)[0])
+    np.testing.assert_array_equal(new[1], old(unlike)[1])
 
 
 @pytest.mark.parametrize("name", NAMES)

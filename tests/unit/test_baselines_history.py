@@ -93,7 +93,7 @@ def test_capacity_goes_up_at_once_and_down_only_when_less_was_recommended_for_th
 def test_what_cannot_be_seen_is_neither_remembered_nor_acted_on():
     recommender = Recommender(half_life_us=MINUTE_US)
     before = recommender.tick(96.0)
-    assert recommender.tick(0.0, demand_fresh=[False]) == 24
+    assert recommender.tick(400.0, demand_fresh=[False]) == 24
     recommender.autopilot.reset(np.zeros(1, np.bool_))
     assert recommender.tick(96.0) == before
 

@@ -117,3 +117,7 @@ def test_what_cannot_be_seen_is_not_spare(stale: str):
     assert pool.tick() == 20
     assert pool.tick(**{stale: [False]}) == 20
     assert pool.ticks(2) == [20, 10]
+
+
+def test_a_queue_that_cannot_be_seen_gets_nothing():
+    assert Pool().tick(running=160, queued=80, demand_fresh=[False]) == 20

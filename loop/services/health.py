@@ -101,6 +101,20 @@ MAX_INTERFACE_BYTES: Final = 16_000_000
 _REFUSED: Final = Answer(status=404, content_type="text/plain", body=b"/health or /metrics\n")
 
 
+def _unknown(challenge: str) -> Answer:
+    """Return what is answered to who may ask and shows no token, or another one."""
+    return Answer(
+        status=401,
+        content_type="text/plain",
+        body=b"this asks for a token: Authorization: Bearer TOKEN\n",
+        headers=(("WWW-Authenticate", challenge),),
+    )
+
+
+_NO_TOKEN: Final = _unknown("Bearer")
+_NO_PASSWORD: Final = _unknown('Basic realm="gpuloop"')
+
+
 class HealthServer:
     """Serves one process's health and metrics, and routes of its own, from daemon threads.
 
@@ -171,8 +185,13 @@ class _Gate:
     token: str
     anywhere: bool
 
-    def lets(self, client: str, headers: Message, *, password: bool, limit: int) -> bool:
-        """Say whether a request comes from whom it may, with a body of at most `limit` bytes."""
+    def refusal(
+        self, client: str, headers: Message, *, password: bool, limit: int
+    ) -> Answer | None:
+        """Return what to answer instead, or None to who may ask with at most `limit` bytes.
+
+        That a token would open something is said only where the token would.
+        """
         given = headers.get("Authorization", "").encode()
         shown = compare_digest(given, f"Bearer {self.token}".encode())
         if password and given.startswith(b"Basic "):
@@ -180,7 +199,11 @@ class _Gate:
         near = ip_address(client).is_loopback and _is_loopback(headers.get("Host", ""))
         length = headers.get("Content-Length", "")
         counted = length.isascii() and length.isdecimal() and len(length) <= len(str(limit))
-        return shown and (near or self.anywhere) and counted and int(length) <= limit
+        if not (near or self.anywhere) or not counted or int(length) > limit:
+            return _REFUSED
+        if not shown:
+            return _NO_PASSWORD if password else _NO_TOKEN
+        return None
 
 
 def _password(encoded: bytes) -> bytes:
@@ -214,12 +237,13 @@ def _handler(
             route, client = routes.get(self.path), self.client_address[0]
             if route is not None:
                 plain = self.headers.get_content_type() == "application/json"
-                known = gate.lets(client, self.headers, password=False, limit=MAX_BODY_BYTES)
-                self._send(route(self._body()) if plain and known else _REFUSED)
+                no = gate.refusal(client, self.headers, password=False, limit=MAX_BODY_BYTES)
+                no = no if plain else _REFUSED
+                self._send(route(self._body()) if no is None else no)
             elif interface is not None and path == "/":
-                known = gate.lets(client, self.headers, password=True, limit=MAX_INTERFACE_BYTES)
+                no = gate.refusal(client, self.headers, password=True, limit=MAX_INTERFACE_BYTES)
                 asked = dict(parse_qsl(query, keep_blank_values=True))
-                self._send(interface(asked, self._body()) if known else _REFUSED)
+                self._send(interface(asked, self._body()) if no is None else no)
             else:
                 self._send(_REFUSED)
 

@@ -64,7 +64,7 @@ def test_other_processes_write_and_ask_over_http(url: str, tmp_path: Path) -> No
     status, complaint = query(url, "selec 1", token)
     assert status == 400
     assert "Syntax error" in complaint
-    assert query(url, "select 1", "guessed")[0] == 404
+    assert query(url, "select 1", "guessed")[0] == 401
 
 
 def test_a_client_of_clickhouse_writes_and_asks_as_of_a_server(url: str, tmp_path: Path) -> None:

@@ -88,7 +88,16 @@ def test_metrics_are_in_the_text_format_of_prometheus(served: tuple[Health, str]
 @pytest.mark.parametrize("token", ["", "guessed", "known to its owne"])
 def test_a_route_answers_only_who_has_the_token(served: tuple[Health, str], token: str) -> None:
     _, url = served
-    assert ask(f"{url}/shout", b'"a"', token=token)[0] == 404
+    status, body = ask(f"{url}/shout", b'"a"', token=token)
+    assert (status, b"asks for a token" in body) == (401, True)
+    assert TOKEN.encode() not in body
+    assert ask(f"{url}/other", b'"a"', token=token)[0] == 404
+
+
+def test_whom_no_token_would_help_is_not_told_of_one(served: tuple[Health, str]) -> None:
+    _, url = served
+    said = post(url, {"Host": "evil.example", "Authorization": "", "Content-Length": "3"})
+    assert said.startswith(b"HTTP/1.0 404")
 
 
 def test_a_route_without_a_token_is_refused() -> None:
@@ -138,8 +147,8 @@ def post(url: str, headers: dict[str, str], to: str = "/shout") -> bytes:
     lines = [
         f"POST {to} HTTP/1.0",
         "Content-Type: application/json",
-        f"Authorization: Bearer {TOKEN}",
     ]
+    headers = {"Authorization": f"Bearer {TOKEN}"} | headers
     lines += [f"{name}: {value}" for name, value in headers.items()]
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall("\r\n".join([*lines, "", '"a"']).encode("latin-1"))
@@ -214,7 +223,7 @@ def test_what_ends_a_thread_is_logged_like_what_ends_the_process(
     assert "IndexError" in said["exception"]
 
 
-@pytest.mark.parametrize(("word", "status"), [(TOKEN, 200), ("guessed", 404)])
+@pytest.mark.parametrize(("word", "status"), [(TOKEN, 200), ("guessed", 401)])
 def test_an_interface_takes_the_token_as_anyones_password(word: str, status: int) -> None:
     secret = b64encode(f"anyone:{word}".encode()).decode()
     found = put({"Authorization": f"Basic {secret}"}, anywhere=False)

@@ -10,6 +10,7 @@ migrations as usual: every cause on them is false.
 """
 
 import argparse
+import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,7 +53,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--faults", type=int, default=32)
     parser.add_argument("--days", type=int, default=1)
-    parser.add_argument("--traces", type=Path, default=None)
+    parser.add_argument(
+        "--traces",
+        type=Path,
+        default=os.environ.get("GPULOOP_TRACES"),
+        help="folder of public traces (GPULOOP_TRACES, else a generated workload)",
+    )
     options = parser.parse_args()
     with CausalWorker(threading.Event()) as worker:
         worker.start()

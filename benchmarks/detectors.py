@@ -12,6 +12,7 @@ The last line is one JSON object.
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -39,7 +40,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="cases of each class (3)")
     parser.add_argument("--hours", type=int, default=12, help="without faults, per seed (12)")
     parser.add_argument(
-        "--traces", type=Path, help="folder of public traces (a generated workload)"
+        "--traces",
+        type=Path,
+        default=os.environ.get("GPULOOP_TRACES"),
+        help="folder of public traces (GPULOOP_TRACES, else a generated workload)",
     )
     options = parser.parse_args()
     began = process_time()

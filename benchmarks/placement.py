@@ -12,6 +12,7 @@ The last line is one JSON object.
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from itertools import combinations
 from math import sqrt
@@ -46,11 +47,12 @@ class Measured(NamedTuple):
 def measure(
     inventory: Inventory, tasks: Sequence[Ask], seeds: Sequence[int]
 ) -> dict[str, Measured]:
-    """Run every policy on the same arrivals and nodes, seed by seed."""
+    """Run every policy on the same arrivals and nodes, seed by seed; say how far on stderr."""
     mix = typical(tasks)
     strategies = {**studied(tasks), UNROUNDED: gradient_descent(mix, rounded=False)}
     rows: dict[str, list[list[list[float]]]] = {name: [] for name in strategies}
-    for seed in seeds:
+    for number, seed in enumerate(seeds, 1):
+        began = perf_counter()
         drawn = generator(seed, "openb", "arrivals")
         coming = arrivals(tasks, inventory.capacity_milli, LOADS[-1] / 100, drawn)
         for name, strategy in strategies.items():
@@ -58,6 +60,8 @@ def measure(
             filled = fill(inventory.nodes, coming, strategy, mix, luck)
             series = (filled.used, filled.fragment)
             rows[name].append([[filled.at(one, load) for load in LOADS] for one in series])
+        took = perf_counter() - began
+        print(f"seed {seed}, {number} of {len(seeds)}: {took:.0f} s", file=sys.stderr, flush=True)
     arrays = {name: np.array(found) for name, found in rows.items()}
     return {name: Measured(found[:, 0], found[:, 1]) for name, found in arrays.items()}
 

@@ -35,6 +35,9 @@ HUNG_SECONDS: Final = 60.0
 """Slow is not hung: an answer takes microseconds of a process that gets to run at all."""
 
 STOP_SECONDS: Final = 12.0
+TOPICS_TRIES: Final = 5
+"""A Kafka that has just begun to answer may not know all of its metadata yet."""
+
 LEARNER_KEY: Final = "learner.pem"
 
 # One thread per numeric library: the processes share few cores, and threads cost memory.
@@ -232,7 +235,7 @@ def _topics_unit(stack: LocalStack, *, own_kafka: bool) -> Unit:
             raise StackError(str(error)) from None
         return f"{len(topics)} topics"
 
-    return Unit(name="topics", needs=("kafka",), prepare=prepare)
+    return Unit(name="topics", needs=("kafka",), prepare=prepare, tries=TOPICS_TRIES)
 
 
 def _postgres_unit(server: postgres.Postgres, port: int, dsn: str) -> Unit:

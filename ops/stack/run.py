@@ -212,7 +212,7 @@ class _Run:
             self._supervisor.step()
             for name in INDISPENSABLE:
                 if units[name].phase is Phase.FAILED:
-                    raise StackError(f"{name}: {units[name].detail}")
+                    raise StackError(f"{name} failed: {units[name].detail}")
             if "twin" in units and units["twin"].phase is Phase.READY:
                 self._trace = units["twin"].detail.partition(", fleet time")[0]
             if self._monitor is None and units["topics"].phase is Phase.READY:

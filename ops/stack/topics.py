@@ -172,7 +172,10 @@ class Admin:
         """Return when clients can write to every partition; each look waits for the cluster."""
         deadline = monotonic() + TIMEOUT_SECONDS
         while True:
-            found = self._client.list_topics(timeout=TIMEOUT_SECONDS).topics
+            try:
+                found = self._client.list_topics(timeout=TIMEOUT_SECONDS).topics
+            except KafkaException as error:
+                raise self._failed(error) from None
             leaderless = [
                 name
                 for name in names

@@ -64,9 +64,10 @@ def _nothing() -> str:
 class Unit:
     """What is supervised.
 
-    `prepare` runs once, in a thread, when the units in `needs` are ready, and returns a detail to
-    show. A unit without a `program` is a task: ready once prepared. `probe` runs in a thread and
-    asks the process itself. `prepare` and `probe` raise `StackError` for what a person can fix.
+    `prepare` runs in a thread when the units in `needs` are ready, and returns a detail to show.
+    What it raises may pass: it gets `tries` in a row, further and further apart. A unit without a
+    `program` is a task: ready once prepared. `probe` runs in a thread and asks the process itself.
+    `prepare` and `probe` raise `StackError` for what a person can fix.
     A process gets `ready_seconds` to be ready from when it last said something new of itself:
     recovering much takes long and is not hanging. One that was ready and then gives no answer for
     `hung_seconds` is started again; one that answers that it is not ready is left alone, for it may
@@ -76,6 +77,7 @@ class Unit:
     name: str
     needs: tuple[str, ...] = ()
     prepare: Callable[[], str] = _nothing
+    tries: int = 1
     program: Callable[[], Program] | None = None
     probe: Callable[[], Answer] = lambda: Answer(True, "")
     port: int | None = None
@@ -98,6 +100,7 @@ class Watched:
         self._workers: Final = workers
         self._asked: Future[Answer] | None = None
         self._failures = 0
+        self._is_prepared = False
         self._was_ready = False
         self._blocked = False
         self._moved = 0.0
@@ -111,14 +114,15 @@ class Watched:
         """Take what can be observed at `now` (monotonic seconds) and do what follows from it."""
         match self.phase:
             case Phase.WAITING if needs_ready:
-                self.phase = Phase.PREPARING
-                self._asked = self._workers.submit(lambda: Answer(True, self.unit.prepare()))
+                self._prepare()
             case Phase.PREPARING:
                 self._prepared(now)
             case Phase.STARTING | Phase.READY | Phase.UNREADY if self.child is not None:
                 self._watch(now)
-            case Phase.BACKOFF if now >= self._next:
+            case Phase.BACKOFF if now >= self._next and self._is_prepared:
                 self._start(now)
+            case Phase.BACKOFF if now >= self._next:
+                self._prepare()
 
     def trouble(self) -> str:
         """Return what a person must know of the unit: given up, or failing again and again."""
@@ -159,17 +163,33 @@ class Watched:
         if self.phase is not Phase.FAILED:
             self.phase, self.detail = Phase.STOPPED, ""
 
+    def _prepare(self) -> None:
+        self.phase = Phase.PREPARING
+        self._asked = self._workers.submit(lambda: Answer(True, self.unit.prepare()))
+
     def _prepared(self, now: float) -> None:
         if self._asked is None or not self._asked.done():
             return
         answer, self._asked = self._result(self._asked), None
         self.detail = answer.detail
         if not answer.ready:
-            self.phase = Phase.FAILED
-        elif self.unit.program is None:
+            self._unprepared(now)
+            return
+        self._is_prepared, self._failures = True, 0
+        if self.unit.program is None:
             self.phase = Phase.READY
         else:
             self._start(now)
+
+    def _unprepared(self, now: float) -> None:
+        self.last_failure = self.detail
+        self._failures += 1
+        if self._failures < self.unit.tries:
+            self._back_off(now)
+            return
+        self.phase = Phase.FAILED
+        if self.unit.tries > 1:
+            self.detail += f"; given up after {self._failures} tries in a row"
 
     def _start(self, now: float) -> None:
         assert self.unit.program is not None
@@ -247,6 +267,9 @@ class Watched:
             self.phase = Phase.FAILED
             self.detail = f"{detail}; given up after {self._failures} starts in a row"
             return
+        self._back_off(now)
+
+    def _back_off(self, now: float) -> None:
         self.restarts += 1
         self.phase = Phase.BACKOFF
         wait = FIRST_BACKOFF_SECONDS * 2 ** (self._failures - 1)

@@ -80,6 +80,46 @@ def test_failing_preparation_is_told_and_blocks_what_needs_it(supervise: Supervi
     assert supervisor.units["service"].child is None
 
 
+def test_task_whose_failure_passes_is_tried_again_and_then_ready(tmp_path: Path) -> None:
+    """Time is an argument of `step`, so the waits can be read off without waiting."""
+    failures = iter(["no leader", "no leader"])
+    waits, details = task_that_fails(tmp_path, lambda: next(failures, ""))
+    assert waits == [0.5, 1.0]
+    assert details == ["no leader", "no leader", "done"]
+
+
+def test_task_that_fails_every_time_is_given_up_with_what_failed(tmp_path: Path) -> None:
+    waits, details = task_that_fails(tmp_path, lambda: "no leader")
+    assert waits == [0.5, 1.0, 2.0]
+    assert details[-1] == "no leader; given up after 4 tries in a row"
+
+
+def task_that_fails(tmp_path: Path, failure: Callable[[], str]) -> tuple[list[float], list[str]]:
+    """Return the waits of a task with four tries, and what it said after each."""
+
+    def prepare() -> str:
+        if why := failure():
+            raise StackError(why)
+        return "done"
+
+    waits, details, now = list[float](), list[str](), 0.0
+    with ThreadPoolExecutor(1) as workers:
+        unit = Unit(name="topics", prepare=prepare, tries=4)
+        watched = Watched(unit, log=tmp_path / "log", workers=workers)
+        settled = (Phase.BACKOFF, Phase.FAILED, Phase.READY)
+        while True:
+            until(lambda: watched.phase in settled, partial(watched.step, now, needs_ready=True))
+            details.append(watched.detail)
+            if watched.phase is not Phase.BACKOFF:
+                break
+            waits.append(0.0)
+            while watched.phase is Phase.BACKOFF:
+                waits[-1] += 0.5
+                watched.step(now + waits[-1], needs_ready=True)
+            now += waits[-1]
+    return waits, details
+
+
 def test_crashed_process_is_restarted_and_counted(supervise: Supervise) -> None:
     supervisor = supervise(process_unit("service"))
     until(supervisor.all_ready, supervisor.step)

@@ -1,219 +1,273 @@
-"""The features of one pool: ratios with an age and a quality, by name.
+"""The features of pools: ratios with an age and a quality, by arrays over pools.
 
 They are what policies see and nothing else: what may be acted on is settled in the batch. The
-meaning and order of these features is `FEATURE_VERSION`.
+meaning and order of these features is `FEATURE_VERSION`. What is known of pools comes as `Facts`,
+out of a decider's memory or of simulated worlds, so that a feature means the same in both.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import cos, log1p, pi, sin
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from gpuloop.actuators.envelope import EnvelopeConfig, EnvelopeState, migration_budget, stop_budget
-from gpuloop.loop.decide.memory import PoolMemory
-from gpuloop.schemas.messages import Offer, PoolState
-from gpuloop.schemas.policy import ON_DEMAND, PRICE, SPOT, Floats, PoolBatch
+from gpuloop.schemas.policy import (
+    FEATURE_NAMES,
+    ON_DEMAND,
+    SPOT,
+    Flags,
+    Floats,
+    Integers,
+    PoolBatch,
+)
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
 
 CAPACITY_AGE_MAX_US: Final = 5 * MINUTE_US
 LATENCY_TARGET_US: Final = 2_000_000
 SOON_US: Final = 5 * MINUTE_US
+WINDOW_MINUTES: Final = 15.0
 DAY_US: Final = 24 * HOUR_US
 WEEK_US: Final = 7 * DAY_US
 MOST: Final = 4.0
 """Where open-ended ratios end."""
 
-Value = tuple[float, int, float]
-"""A feature's value, age in microseconds and quality."""
+OLDEST_US: Final = 2.0**53
+"""Where ages end: any older, and what is written down would not be what was meant."""
 
-
-@dataclass(slots=True, kw_only=True)
-class Row:
-    """One pool, read: scalars for the batch and the features that follow from them."""
-
-    pool: PoolState
-    ready: tuple[float, float]
-    ordered: float
-    arriving: float
-    oldest_wait_us: int
-    present: list[float]
-    low: list[float]
-    high: list[float]
-    nodes_min: float
-    nodes_max: float
-    queued: float
-    peak: float
-    forecast: list[list[float]]
-    trusted: bool
-    at_risk: float
-    node_cost: tuple[float, float]
-    market: float
-    reference: float
-    interruptions: float
-    budget: float
-    utilisation_target: float
-    fresh: tuple[bool, bool, bool, bool]
-    features: dict[str, Value]
+READINGS: Final = ("utilisation", "throttled")
+"""What the hardware says that policies see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ages:
-    """The moment of observation and how old its main inputs are then."""
+class Facts:
+    """What the features of n pools are made of; arrays are (n,) unless another shape is said.
 
-    now_us: int
-    tick_us: int
-    demand_us: int
-    capacity_us: int
-    forecast_us: int
+    Times and ages are whole microseconds. Counts of arrivals are those within `window_minutes`.
+    What is not known is NaN.
+    """
+
+    now_us: Floats
+    tick_age_us: Floats
+    demand_age_us: Floats
+    capacity_age_us: Floats
+    forecast_age_us: Floats
+    offer_age_us: Floats
+    service_age_us: Floats
+    wait_target_us: Floats
+    whole: Flags
+    """Every shard has reported."""
+    gpus_per_node: Floats
+    gpus_allocated: Floats
+    gpus_queued: Floats
+    jobs_queued: Floats
+    waited_us: Floats
+    """How long all waiting jobs have waited together."""
+    oldest_wait_us: Floats
+    window_minutes: Floats
+    arrived_gpus: Floats
+    arrived_jobs: Floats
+    refused_jobs: Floats
+    nodes_max: Floats
+    ready: Floats
+    """(n, 2) nodes on demand and spot."""
+    ordered: Floats
+    soon: Floats
+    """Nodes ordered and due within `SOON_US`."""
+    service_utilisation: Floats
+    first_token_p95_us: Floats
+    readings: Floats
+    """(n, 2, 3) value, age in microseconds and quality of `READINGS`."""
+    telemetry_quality: Floats
+    asked: Floats
+    """(n, 2) nodes that were last asked for."""
+    forecast_gpus: Floats
+    """(n, 3, 3) as in `PoolBatch`."""
+    forecast_trusted: Flags
+    quote: Floats
+    node_cost: Floats
+    """(n, 2) US dollars per node-hour, infinite where not on offer."""
+    offers_known: Flags
+    market: Floats
+    interruptions: Floats
 
 
-def pool_features(
-    row: Row,
-    memory: PoolMemory,
-    offers: Sequence[Offer | None],
-    ages: Ages,
-    wait_target_us: int,
-) -> None:
-    """Fill in all features of a pool but those that follow from the rule and the guards."""
-    _load(row, memory, ages.demand_us, wait_target_us, ages.now_us)
-    _capacity(row, ages.capacity_us, ages.now_us)
-    _hardware(row, ages.tick_us)
-    _forecast(row, ages.forecast_us)
-    _money(row, offers, ages.capacity_us, ages.now_us)
-    _clock(row, ages.now_us)
+class Feature(NamedTuple):
+    """One feature of n pools."""
+
+    value: Floats
+    age_us: Floats
+    quality: Floats
+
+
+Features = dict[str, Feature]
+
+
+class Table(NamedTuple):
+    """All features, (n, features), in the order of `FEATURE_NAMES`."""
+
+    observation: Floats
+    ages_us: Integers
+    quality: Floats
+
+
+def pool_features(facts: Facts) -> Features:
+    """Return all features but those that follow from the rule and the guards."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            **_load(facts),
+            **_capacity(facts),
+            **_hardware(facts),
+            **_forecast(facts),
+            **_money(facts),
+            **_clock(facts),
+        }
 
 
 def guard_features(
-    rows: Sequence[Row],
-    memories: Sequence[PoolMemory],
+    last_steps: Floats,
     batch: PoolBatch,
     wish: Floats,
     envelope: EnvelopeState,
     config: EnvelopeConfig,
-) -> None:
-    """Fill in the rule's wish, the last execution and what the guards have left."""
+) -> Features:
+    """Return the rule's wish, the last execution (n, 4) and what the guards have left."""
     limit = np.where(batch.delta > 0.0, batch.delta, 1.0)
     steps = np.clip((wish - batch.present) / limit, -MOST, MOST)
     since_growth = batch.tick_us - envelope.last_growth_us
     cooling = np.clip(1.0 - since_growth / max(1, config.shrink_after_growth_us), 0.0, 1.0)
     stops = stop_budget(batch.present[:, [ON_DEMAND, SPOT]].sum(axis=1), config)
-    stops_left = np.clip(1.0 - envelope.stopped / stops, 0.0, 1.0)
-    moves_left = np.clip(
-        1.0 - envelope.migrated / migration_budget(batch.running_jobs, config), 0.0, 1.0
+    moves = migration_budget(batch.running_jobs, config)
+    found = {
+        "rule_on_demand_step": steps[:, ON_DEMAND],
+        "rule_spot_step": steps[:, SPOT],
+        "last_on_demand_step": last_steps[:, ON_DEMAND],
+        "last_spot_step": last_steps[:, SPOT],
+        "cooldown_ratio": cooling,
+        "flap_budget_ratio": np.clip(1.0 - envelope.stopped / stops, 0.0, 1.0),
+        "migration_budget_ratio": np.clip(1.0 - envelope.migrated / moves, 0.0, 1.0),
+    }
+    return {name: _certain(value) for name, value in found.items()}
+
+
+def table(features: Features) -> Table:
+    """Return features as a table; what is no number is as good as not known."""
+    columns = [features[name] for name in FEATURE_NAMES]
+    values = np.stack([one.value for one in columns], axis=1)
+    known = np.isfinite(values)
+    ages = np.clip(np.stack([one.age_us for one in columns], axis=1), 0.0, OLDEST_US)
+    return Table(
+        observation=np.where(known, values, 0.0),
+        ages_us=ages.astype(np.int64),
+        quality=np.where(known, np.stack([one.quality for one in columns], axis=1), 0.0),
     )
-    for index, (row, memory) in enumerate(zip(rows, memories, strict=True)):
-        put = row.features.__setitem__
-        put("rule_on_demand_step", (float(steps[index, ON_DEMAND]), 0, 1.0))
-        put("rule_spot_step", (float(steps[index, SPOT]), 0, 1.0))
-        put("last_on_demand_step", (memory.last_steps[ON_DEMAND], 0, 1.0))
-        put("last_spot_step", (memory.last_steps[SPOT], 0, 1.0))
-        put("cooldown_ratio", (float(cooling[index]), 0, 1.0))
-        put("flap_budget_ratio", (float(stops_left[index]), 0, 1.0))
-        put("migration_budget_ratio", (float(moves_left[index]), 0, 1.0))
 
 
-def _load(row: Row, memory: PoolMemory, age: int, wait_target_us: int, now_us: int) -> None:
-    pool, queues = row.pool, row.pool.queues
-    gpus = max(1.0, sum(row.ready) * pool.gpus_per_node)
-    jobs = sum(queue.jobs for queue in queues)
-    waited = sum(queue.jobs * now_us - queue.submitted_sum_us for queue in queues)
-    first, last = memory.samples[0], memory.samples[-1]
-    minutes = max(1.0, (last.tick_us - first.tick_us) / MINUTE_US)
-    arrived, refused = (
-        last.arrived_jobs - first.arrived_jobs,
-        last.refused_jobs - first.refused_jobs,
-    )
-    per_window = (last.arrived_gpus - first.arrived_gpus) * 15.0 / minutes
-    whole = 1.0 if pool.shards_reported >= pool.shards_expected else 0.5
-    put = row.features.__setitem__
-    put("allocated_ratio", (within(pool.gpus_allocated / gpus), age, whole))
-    put("queued_gpus_ratio", (within(row.queued / gpus), age, whole))
-    put("queued_jobs_log", (within(log1p(jobs) / 5.0), age, whole))
-    put("oldest_wait_ratio", (within(row.oldest_wait_us / wait_target_us), age, whole))
-    put("mean_wait_ratio", (within(waited / max(1, jobs) / wait_target_us), age, whole))
-    put("arrival_rate_ratio", (within(per_window / gpus), age, whole))
-    put("refusal_ratio", (max(0.0, refused / max(1, arrived + refused)), age, whole))
+def _load(facts: Facts) -> Features:
+    gpus = np.maximum(1.0, facts.ready.sum(axis=1) * facts.gpus_per_node)
+    jobs = facts.jobs_queued
+    per_window = facts.arrived_gpus * WINDOW_MINUTES / facts.window_minutes
+    asked = np.maximum(1.0, facts.arrived_jobs + facts.refused_jobs)
+    found = {
+        "allocated_ratio": _within(facts.gpus_allocated / gpus),
+        "queued_gpus_ratio": _within(facts.gpus_queued / gpus),
+        "queued_jobs_log": _within(np.log1p(jobs) / 5.0),
+        "oldest_wait_ratio": _within(facts.oldest_wait_us / facts.wait_target_us),
+        "mean_wait_ratio": _within(facts.waited_us / np.maximum(1.0, jobs) / facts.wait_target_us),
+        "arrival_rate_ratio": _within(per_window / gpus),
+        "refusal_ratio": np.maximum(0.0, facts.refused_jobs / asked),
+    }
+    quality = np.where(facts.whole, 1.0, 0.5)
+    age_us = facts.demand_age_us
+    return {name: Feature(value, age_us, quality) for name, value in found.items()}
 
 
-def _capacity(row: Row, age: int, now_us: int) -> None:
-    most = max(1.0, row.nodes_max)
-    soon = sum(
-        arrival <= now_us + SOON_US
-        for tranche in row.pool.tranches
-        for arrival in tranche.pending_arrival_us
-    )
-    put = row.features.__setitem__
-    put("on_demand_ratio", (within(row.ready[0] / most), age, 1.0))
-    put("spot_ratio", (within(row.ready[1] / most), age, 1.0))
-    put("pending_ratio", (within(row.ordered / most), age, 1.0))
-    put("pending_soon_ratio", (within(soon / most), age, 1.0))
-    put("capacity_age_ratio", (within(age / CAPACITY_AGE_MAX_US), 0, 1.0))
+def _capacity(facts: Facts) -> Features:
+    most = np.maximum(1.0, facts.nodes_max)
+    found = {
+        "on_demand_ratio": facts.ready[:, 0],
+        "spot_ratio": facts.ready[:, 1],
+        "pending_ratio": facts.ordered,
+        "pending_soon_ratio": facts.soon,
+    }
+    age_us, sure = facts.capacity_age_us, np.ones(len(most))
+    told = {name: Feature(_within(nodes / most), age_us, sure) for name, nodes in found.items()}
+    return told | {"capacity_age_ratio": _certain(_within(age_us / CAPACITY_AGE_MAX_US))}
 
 
-def _hardware(row: Row, age: int) -> None:
-    pool = row.pool
-    gpus = sum(service.gpus for service in pool.services)
-    busy = sum(service.gpus * service.utilisation for service in pool.services) / max(1, gpus)
-    slowest = max((service.first_token_p95_us for service in pool.services), default=0)
-    heard_us = max((service.event_time_us for service in pool.services), default=pool.tick_us)
-    service_age = max(age, pool.tick_us + age - heard_us)
-    put = row.features.__setitem__
-    put("service_utilisation", (busy, service_age, 1.0))
-    put("service_latency_ratio", (within(slowest / LATENCY_TARGET_US), service_age, 1.0))
-    for name in ("utilisation", "throttled"):
-        feature = pool.features.get(name)
-        if feature is None or feature.value is None:
-            put(name, (0.0, age, 0.0))
-        else:
-            put(name, (within(feature.value), feature.age_us + age, feature.quality))
-    qualities = [feature.quality for feature in pool.features.values()]
-    shards = pool.shards_reported / max(1, pool.shards_expected)
-    mean = sum(qualities) / max(1, len(qualities))
-    put("telemetry_quality", (min(1.0, mean * shards), age, 1.0))
+def _hardware(facts: Facts) -> Features:
+    sure, age_us = np.ones(len(facts.now_us)), facts.tick_age_us
+    service_age_us = facts.service_age_us
+    latency = _within(facts.first_token_p95_us / LATENCY_TARGET_US)
+    told = {
+        "service_utilisation": Feature(facts.service_utilisation, service_age_us, sure),
+        "service_latency_ratio": Feature(latency, service_age_us, sure),
+        "telemetry_quality": Feature(facts.telemetry_quality, age_us, sure),
+    }
+    for place, name in enumerate(READINGS):
+        value, own_age_us, quality = facts.readings[:, place].T
+        known = np.isfinite(value)
+        told[name] = Feature(
+            np.where(known, _within(value), 0.0),
+            age_us + np.where(known, own_age_us, 0.0),
+            np.where(known, quality, 0.0),
+        )
+    return told
 
 
-def _forecast(row: Row, age: int) -> None:
-    gpus = max(1.0, (row.present[ON_DEMAND] + row.present[SPOT]) * row.pool.gpus_per_node)
-    quality = 1.0 if row.trusted else 0.0
-    near, far = row.forecast[0], row.forecast[2]
-    put = row.features.__setitem__
-    put("forecast_15m_ratio", (within(near[1] / gpus), age, quality))
-    put("forecast_60m_ratio", (within(far[1] / gpus), age, quality))
-    put("forecast_spread_ratio", (within((far[2] - far[0]) / gpus), age, quality))
+def _forecast(facts: Facts) -> Features:
+    gpus = np.maximum(1.0, facts.asked.sum(axis=1) * facts.gpus_per_node)
+    near, far = facts.forecast_gpus[:, 0], facts.forecast_gpus[:, 2]
+    found = {
+        "forecast_15m_ratio": near[:, 1],
+        "forecast_60m_ratio": far[:, 1],
+        "forecast_spread_ratio": far[:, 2] - far[:, 0],
+    }
+    quality = np.where(facts.forecast_trusted, 1.0, 0.0)
+    age_us = facts.forecast_age_us
+    return {name: Feature(_within(one / gpus), age_us, quality) for name, one in found.items()}
 
 
-def _money(row: Row, offers: Sequence[Offer | None], capacity_age: int, now_us: int) -> None:
-    per_node = max(1, row.pool.gpus_per_node)
-    quote = row.present[PRICE]
-    nodes = row.present[ON_DEMAND] + row.present[SPOT]
-    spent = sum(
-        count * cost
-        for count, cost in zip(row.present[:2], row.node_cost, strict=True)
-        if count and cost < np.inf
-    )
-    cost = spent / nodes / per_node if nodes else 0.0
-    ages = [now_us - offer.fetched_at_us for offer in offers if offer is not None]
-    age, known = max(0, max(ages, default=now_us)), 1.0 if ages else 0.0
-    on_demand, spot = row.node_cost
-    both = on_demand < np.inf and spot < np.inf and on_demand > 0.0
-    put = row.features.__setitem__
-    put("price_ratio", (within(quote / cost) if cost else 1.0, capacity_age, float(cost > 0.0)))
-    put("spot_discount", (1.0 - spot / on_demand if both else 0.0, age, known if both else 0.0))
-    priced = row.market > 0.0  # An unknown price is NaN, whatever other offers there are.
-    put("market_ratio", (within(quote / row.market) if priced else 1.0, age, float(priced)))
-    put("interruption_rate", (within(10.0 * row.interruptions), age, known))
+def _money(facts: Facts) -> Features:
+    on_demand, spot = facts.node_cost.T
+    priced = np.isfinite(facts.node_cost)
+    spent = np.where(priced, facts.asked * np.where(priced, facts.node_cost, 0.0), 0.0)
+    nodes = facts.asked.sum(axis=1)
+    cost = np.where(nodes > 0.0, spent.sum(axis=1) / nodes, 0.0)
+    cost = cost / np.maximum(1.0, facts.gpus_per_node)
+    both = priced.all(axis=1) & (on_demand > 0.0)
+    dear = facts.market > 0.0  # An unknown price is NaN, whatever other offers there are.
+    age_us = facts.offer_age_us
+    known = np.where(facts.offers_known, 1.0, 0.0)
+    return {
+        "price_ratio": Feature(
+            np.where(cost > 0.0, _within(facts.quote / cost), 1.0),
+            facts.capacity_age_us,
+            np.where(cost > 0.0, 1.0, 0.0),
+        ),
+        "spot_discount": Feature(
+            np.where(both, 1.0 - spot / on_demand, 0.0), age_us, np.where(both, known, 0.0)
+        ),
+        "market_ratio": Feature(
+            np.where(dear, _within(facts.quote / facts.market), 1.0),
+            age_us,
+            np.where(dear, 1.0, 0.0),
+        ),
+        "interruption_rate": Feature(_within(10.0 * facts.interruptions), age_us, known),
+    }
 
 
-def _clock(row: Row, now_us: int) -> None:
-    put = row.features.__setitem__
+def _clock(facts: Facts) -> Features:
+    told: Features = {}
     for name, period_us in (("day", DAY_US), ("week", WEEK_US)):
-        angle = 2.0 * pi * (now_us % period_us) / period_us
-        put(f"{name}_sin", (sin(angle), 0, 1.0))
-        put(f"{name}_cos", (cos(angle), 0, 1.0))
+        angle = 2.0 * np.pi * (facts.now_us % period_us) / period_us
+        told |= {f"{name}_sin": _certain(np.sin(angle)), f"{name}_cos": _certain(np.cos(angle))}
+    return told
 
 
-def within(value: float) -> float:
-    """Return an open-ended ratio within [0, MOST]."""
-    return min(max(float(value), 0.0), MOST)
+def _certain(value: Floats) -> Feature:
+    return Feature(value, np.zeros(len(value)), np.ones(len(value)))
+
+
+def _within(value: Floats) -> Floats:
+    """Return open-ended ratios within [0, MOST]; NaN stays."""
+    return np.clip(value, 0.0, MOST)

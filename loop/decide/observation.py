@@ -7,17 +7,17 @@ a neutral value with quality 0; what may be acted on at all is said by the `fres
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypedDict
+from typing import Final
 
 import numpy as np
 
 from gpuloop.actuators.envelope import EnvelopeConfig, EnvelopeState, delta_limits
+from gpuloop.loop.decide.facts import Ages, Row, facts_of
 from gpuloop.loop.decide.features import (
     CAPACITY_AGE_MAX_US,
-    Ages,
-    Row,
     guard_features,
     pool_features,
+    table,
 )
 from gpuloop.loop.decide.memory import PoolMemory, queued_gpus
 from gpuloop.reasoning.rule import RuleConfig, rule_action
@@ -27,10 +27,8 @@ from gpuloop.schemas.messages.telemetry import BILLINGS, Billing
 from gpuloop.schemas.policy import (
     DIMENSIONS,
     EPOCH_US,
-    FEATURE_NAMES,
     FORECAST_HORIZONS_US,
     Floats,
-    Integers,
     PoolBatch,
 )
 from gpuloop.schemas.units import MINUTE_US, USD_MICROS
@@ -49,9 +47,6 @@ SERVICE_FULL: Final = 0.85
 PRICE_FLOOR: Final = 0.5
 PRICE_CEILING: Final = 2.0
 """Bounds of prices over the reference, where objectives state none."""
-
-OLDEST_US: Final = 2.0**53
-"""Where ages end: any older, and what is written down would not be what was meant."""
 
 ARRIVING_US: Final = 15 * MINUTE_US
 
@@ -129,25 +124,17 @@ def observe_pools(
         price_epoch=epoch,
     )  # fmt: skip
     wish = rule_action(bare, rule)
-    guard_features(rows, memories, bare, wish, envelope, config)
-    return replace(bare, rule=wish, **_table(rows))
-
-
-class _Table(TypedDict):
-    observation: Floats
-    ages_us: Integers
-    quality: Floats
-
-
-def _table(rows: Sequence[Row]) -> _Table:
-    """Return the features of all pools; what is no number is as good as not known."""
-    values = [[row.features[name] for name in FEATURE_NAMES] for row in rows]
-    table = np.array(values, dtype=float).reshape(len(rows), len(FEATURE_NAMES), 3)
-    known = np.isfinite(table[:, :, 0])
-    return _Table(
-        observation=np.where(known, table[:, :, 0], 0.0),
-        ages_us=np.clip(table[:, :, 1], 0.0, OLDEST_US).astype(np.int64),
-        quality=np.where(known, table[:, :, 2], 0.0),
+    last_steps = np.array([memory.last_steps for memory in memories], dtype=float)
+    features = pool_features(facts_of(rows, memories)) | guard_features(
+        last_steps.reshape(n, len(DIMENSIONS)), bare, wish, envelope, config
+    )
+    told = table(features)
+    return replace(
+        bare,
+        rule=wish,
+        observation=told.observation,
+        ages_us=told.ages_us,
+        quality=told.quality,
     )
 
 
@@ -176,7 +163,7 @@ def _read(memory: PoolMemory, around: Surroundings, now_us: int) -> Row:
     demand = pool.gpus_allocated + queued
     forecast, trusted, forecast_age = _forecast(around.forecasts.get(pool.pool), demand, now_us)
     oldest = min((q.oldest_submitted_us for q in pool.queues if q.jobs), default=now_us)
-    row = Row(
+    return Row(
         pool=pool,
         ready=(ready[0], ready[1]),
         ordered=float(sum(len(times) for times in arrivals)),
@@ -203,18 +190,16 @@ def _read(memory: PoolMemory, around: Surroundings, now_us: int) -> Row:
             market_offer is not None
             and market_offer.fetched_at_us + market_offer.valid_for_us >= now_us,
         ),
-        features={},
+        offers=(offers[0], offers[1]),
+        wait_target_us=objectives.wait_target_us or WAIT_TARGET_US,
+        ages=Ages(
+            now_us=now_us,
+            tick_us=age,
+            demand_us=_demand_age(pool, age),
+            capacity_us=capacity_age,
+            forecast_us=forecast_age,
+        ),
     )
-    wait_target_us = objectives.wait_target_us or WAIT_TARGET_US
-    ages = Ages(
-        now_us=now_us,
-        tick_us=age,
-        demand_us=_demand_age(pool, age),
-        capacity_us=capacity_age,
-        forecast_us=forecast_age,
-    )
-    pool_features(row, memory, offers, ages, wait_target_us)
-    return row
 
 
 def freshness(pool: PoolState, now_us: int) -> tuple[bool, bool, bool]:

@@ -54,6 +54,12 @@ def serve(
         broker.close()
 
 
+_NAMED_BY: Final = {
+    "sink-timescale": "GPULOOP_POSTGRES_DSN",
+    "sink-clickhouse": "GPULOOP_CLICKHOUSE_URL",
+}
+
+
 class Reporter:
     """Tells health and metrics what a sink does."""
 
@@ -84,7 +90,8 @@ class Reporter:
         if oldest_ms is not None:
             age_s = max(wall_us() / SECOND_US - oldest_ms / 1000, 0.0)
             metrics.SINK_OLDEST_AGE.labels(self._name).set(age_s)
-        self._health.waiting(f"the store is away, attempt {attempt}: {why}")
+        named_by = _NAMED_BY.get(self._name, self._name)
+        self._health.waiting(f"the store is away, attempt {attempt}, {named_by}: {why}")
 
     def expired(self, part: Partition, missing: int) -> None:
         """Count a partition whose records were gone."""

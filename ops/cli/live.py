@@ -91,7 +91,8 @@ class PlainView:
         """Print what is new since the last time."""
         for name, watched in moment.supervisor.units.items():
             quiet = watched.phase in (Phase.WAITING, Phase.PREPARING)
-            if self._phases.get(name) != watched.phase and not quiet:
+            told = watched.phase is Phase.FAILED and watched.trouble() in moment.notices
+            if self._phases.get(name) != watched.phase and not quiet and not told:
                 detail = f": {watched.detail}" if watched.detail else ""
                 self.say(f"{moment.elapsed_seconds:6.1f} s  {name} {watched.phase}{detail}")
             self._phases[name] = watched.phase

@@ -162,8 +162,7 @@ def assemble(options: Options, classpath: Sequence[Path]) -> LocalStack:
     if server is not None:
         stack.units.append(_postgres_unit(server, server_port, settings.postgres_dsn))
     elif settings.postgres_dsn:
-        dsn = settings.postgres_dsn
-        stack.units.append(Unit(name="postgres", prepare=lambda: postgres.describe(dsn)))
+        stack.units.append(_named_postgres_unit(settings.postgres_dsn))
     stack.units.append(_topics_unit(stack, own_kafka=own_kafka))
     if "clickhouse" in http:
         to.embedded(http["clickhouse"], options.root)
@@ -250,6 +249,21 @@ def _postgres_unit(server: postgres.Postgres, port: int, dsn: str) -> Unit:
         probe=lambda: Answer(True, postgres.describe(dsn)),
         port=port,
     )
+
+
+def _named_postgres_unit(dsn: str) -> Unit:
+    """Return the look at a server that a person named; that it is away stops nothing of ours."""
+
+    def prepare() -> str:
+        try:
+            return postgres.describe(dsn)
+        except StackError as error:
+            raise StackError(
+                f"the server that GPULOOP_POSTGRES_DSN names did not answer at the start, "
+                f"sink-timescale goes on trying ({error})"
+            ) from None
+
+    return Unit(name="postgres", prepare=prepare)
 
 
 def _service_unit(service: Service, settings: Settings, port: int, to: Stores) -> Unit:

@@ -129,7 +129,8 @@ class Watched:
         if self._blocked:
             return ""  # What it waited for is the trouble.
         if self.phase is Phase.FAILED:
-            return f"{self.unit.name} was given up: {self.detail}"
+            given_up = self.unit.tries > 1 or self.unit.program is not None
+            return f"{self.unit.name}{' was given up' if given_up else ''}: {self.detail}"
         if self._failures >= AGAIN:
             return f"{self.unit.name} fails again and again: {self.last_failure}"
         return ""

@@ -1,20 +1,26 @@
 """The live view can be read on the smallest of terminals, and the re-runs do not depend on it."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import StringIO
+from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from rich.console import Console
 
 from builders import pool_state
 from gpuloop.loop.settings import Settings
-from gpuloop.ops.cli.live import screen
+from gpuloop.ops.cli.live import PlainView, screen
+from gpuloop.ops.stack import local
 from gpuloop.ops.stack.moment import Moment
 from gpuloop.ops.stack.services import SERVICES
 from gpuloop.ops.stack.tally import Tally
-from gpuloop.ops.stack.unit import Phase
+from gpuloop.ops.stack.unit import Phase, Watched
 from messages_shown import COMMAND, outcome
+from processes import until
 
 ALWAYS = [name for name, service in SERVICES.items() if service.profile != "gpu"]
 
@@ -73,3 +79,23 @@ def test_process_that_is_not_ready_is_named() -> None:
     units = SimpleNamespace(units={"twin": good, "observe": bad}, resident_bytes=0)
     last = shown(moment(supervisor=units))[-1]
     assert last == "processes 1 of 2 ready · restarting: observe · restarts: observe 3"
+
+
+def test_named_store_that_is_away_is_told_once_with_its_setting_and_what_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unit = local._named_postgres_unit("postgresql://127.0.0.1:1/none")
+    with ThreadPoolExecutor(1) as workers:
+        watched = Watched(unit, log=tmp_path / "log", workers=workers)
+        look = partial(watched.step, 0.0, needs_ready=True)
+        until(lambda: watched.phase is Phase.FAILED, look)
+    away = moment(
+        supervisor=SimpleNamespace(units={"postgres": watched}, resident_bytes=0),
+        monitor=None,
+        notices=(watched.trouble(),),
+    )
+    PlainView().refresh(away)
+    [said] = capsys.readouterr().out.splitlines()
+    assert "postgres: the server that GPULOOP_POSTGRES_DSN names did not answer" in said
+    assert "goes on trying" in said
+    assert "given up" not in said

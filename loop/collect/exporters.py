@@ -13,6 +13,7 @@ from typing import Final
 from gpuloop.loop.collect.http import NoAnswer, fetch
 from gpuloop.loop.collect.source import Listener, raised, sampled
 from gpuloop.loop.shells.clock import Pace
+from gpuloop.loop.shells.outage import Outage
 from gpuloop.schemas.units import SECOND_US
 from gpuloop.streams.collect import dcgm
 from gpuloop.streams.collect.config import Dcgm, Exporter
@@ -40,6 +41,7 @@ class Exporters:
         self._wall_us: Final = wall_us
         self._nodes: Final[dict[str, dcgm.Node]] = {}
         self._lock: Final = threading.Lock()
+        self._outages: Final = {one.url: Outage(log) for one in config.targets}
 
     def run(self, stop: threading.Event, listener: Listener) -> None:
         """Scrape every target at once and then on every beat, until `stop`.
@@ -73,7 +75,8 @@ class Exporters:
         """Scrape one target, tell what it says, and return whether it answered."""
         if stop.is_set():
             return True
-        now_us = self._wall_us()
+        now_us, about = self._wall_us(), {"url": target.url}
+        outage = self._outages[target.url]
         try:
             body = fetch(
                 target.url,
@@ -83,15 +86,17 @@ class Exporters:
             )
         except NoAnswer as error:
             if error.reason != "stopped":
-                log.warning("an exporter did not answer", extra={"why": str(error)})
+                outage.wrong("an exporter did not answer", {**about, "why": str(error)})
                 listener.failed(self.name, error.reason)
             return False
         scrapes, bad = dcgm.read(body.decode("utf-8", "replace"), node=target.node)
         if bad:
             listener.failed(self.name, "bad line", bad)
         if not scrapes:
-            log.warning("an exporter names no GPUs", extra={"url": target.url})
+            outage.wrong("an exporter names no GPUs", about)
             listener.failed(self.name, "no GPUs")
+        else:
+            outage.right("an exporter answers again", about)
         for node, scrape in sorted(scrapes.items()):
             self._tell(node, scrape, now_us, target, listener)
         return True

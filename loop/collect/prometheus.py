@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 from gpuloop.loop.collect.http import NoAnswer, fetch
 from gpuloop.loop.collect.source import Listener
 from gpuloop.loop.shells.clock import Pace
+from gpuloop.loop.shells.outage import Outage
 from gpuloop.schemas.component import Output
 from gpuloop.schemas.identity import source_event_id
 from gpuloop.schemas.messages import JobEvent, ServiceSample
@@ -50,16 +51,18 @@ class Server:
     def run(self, stop: threading.Event, listener: Listener) -> None:
         """Ask at once and then on every beat, until `stop`."""
         pace = Pace(self.every_us)
+        asks = [(ask, Outage(log), {"asked": ask.__name__}) for ask in (self.services, self.jobs)]
         while True:
-            for ask in (self.services, self.jobs):
+            for ask, outage, about in asks:
                 try:
                     listener.said(ask(stop, listener))
+                    outage.right("answers again", about)
                 except NoAnswer as error:
                     if error.reason != "stopped":
-                        log.warning("no answer", extra={"why": str(error)})
+                        outage.wrong("no answer", {**about, "why": str(error)})
                         listener.failed(self.name, error.reason)
                 except NotAVector as error:
-                    log.warning("an expression was refused", extra={"why": str(error)})
+                    outage.wrong("an expression was refused", {**about, "why": str(error)})
                     listener.failed(self.name, "expression refused")
             if not pace.wait(stop):
                 return

@@ -24,6 +24,7 @@ from gpuloop.loop.shells.broker import (
     starts,
 )
 from gpuloop.loop.shells.fold import encode_dead_letters
+from gpuloop.loop.shells.outage import Outage
 from gpuloop.loop.shells.sink_store import (
     Batch,
     Fenced,
@@ -284,6 +285,7 @@ class Sink:
         Whether a write that failed took place is read off the positions before it is tried again.
         """
         attempt, paused = 0, False
+        outage = Outage(log)
         while True:
             try:
                 if attempt and batch is not None and self._is_written(batch):
@@ -295,14 +297,14 @@ class Sink:
                 if self._consumer is not None and not paused:
                     self._consumer.pause(self.positions)
                     paused = True
-                log.warning("store is away", extra={"why": str(error), "attempt": attempt})
+                outage.wrong("store is away", {"why": str(error)})
                 self._watch.outage(str(error), attempt, oldest_ms)
                 ceiling = min(FIRST_BACKOFF_S * 2 ** min(attempt - 1, 10), LAST_BACKOFF_S)
                 if self._stop.wait(ceiling * (0.5 + self._chance() / 2)):
                     return False
         if paused and self._consumer is not None:
             self._consumer.resume(self.positions)
-            log.info("store is back", extra={"attempts": attempt})
+        outage.right("store is back", {"attempts": str(attempt)})
         return True
 
     def _is_written(self, batch: Batch) -> bool:

@@ -1,6 +1,7 @@
 """Exporters and Prometheus over HTTP, as they answer, fail, drag and flood."""
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -272,6 +273,27 @@ def test_a_scrape_without_a_gpu_is_counted_and_told(
     assert "an exporter names no GPUs" in caplog.text
 
 
+def test_a_dead_exporter_is_told_when_it_goes_and_when_it_is_back(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    heard, source = Heard(words=9), exporters(target(site, "n1"))
+
+    def scrapes(count: int) -> list[str]:
+        caplog.clear()
+        for _ in range(count):
+            source.scrape(target(site, "n1"), heard.stop, heard)
+        return caplog.messages
+
+    site.answers["/n1"] = text("", 503)
+    assert scrapes(3) == ["an exporter did not answer"]
+    site.answers["/n1"] = text(SCRAPE % 50)
+    assert scrapes(2) == ["an exporter answers again"]
+    site.answers["/n1"] = text("", 503)
+    assert scrapes(2) == ["an exporter did not answer"]
+    assert sum(heard.failures.values()) >= 5
+
+
 def test_a_repeated_scrape_says_nothing_and_is_counted(site: Site) -> None:
     site.answers["/n1"] = text(SCRAPE % 50)
     heard, source = Heard(words=9), exporters(target(site, "n1"))
@@ -307,6 +329,14 @@ def server(site: Site, **config: Any) -> Server:
     return Server(
         Prometheus(url=site.url("/"), **config), fleet="f", boot=7, wall_us=lambda: 5_000_000
     )
+
+
+def test_a_dead_server_is_told_of_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    site.answers["/api/v1/query"] = text("", 503)
+    heard = Heard(words=4)
+    server(site, jobs=Jobs(running="running"), every_seconds=0.05).run(heard.stop, heard)
+    assert sum(heard.failures.values()) >= 3
+    assert caplog.messages == ["no answer"]
 
 
 def test_jobs_and_services_are_asked_for_and_told(site: Site) -> None:

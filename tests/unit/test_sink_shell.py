@@ -1,7 +1,10 @@
 """The sinks' shell on a store in memory: what it writes, in which order, and when it must not."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
+
+import pytest
 
 from builders import FLEET, START_US, offer, pool_state
 from gpuloop.loop.shells import sink as shell
@@ -117,3 +120,17 @@ def test_upkeep_goes_by_the_time_that_many_states_agree_on() -> None:
     store = Kept()
     run(holding("state.pools", *states), store, Watch())
     assert store.tended == [ticks[1]]
+
+
+def test_a_store_that_is_away_is_told_when_it_goes_and_when_it_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    refusals = iter(range(3))
+
+    def write(batch: Batch) -> None:
+        if next(refusals, None) is not None:
+            raise StoreDown("for a moment")
+
+    run(holding("market.offers", offer()), Kept(write), Watch())
+    assert caplog.messages == ["store is away", "store is back"]

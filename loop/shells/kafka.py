@@ -332,12 +332,15 @@ def _headers(message: ck.Message) -> Headers:
     """Return a record's headers: none where a name is not UTF-8, as no writer of ours leaves it.
 
     The broker takes any bytes for a name, and a reader that fell over them would do so for ever.
+    The client then returns a list and an error at once, and once the interpreter has specialised
+    the call, the error only comes up with the next one, which is why that is within the try.
     """
     try:
         headers = cast(list[tuple[str, bytes | None]], message.headers() or [])
-    except (UnicodeDecodeError, SystemError):  # The client returns a list and an error at once.
+        null = None in map(_VALUE, headers)
+    except (UnicodeDecodeError, SystemError):
         return ()
-    if None in map(_VALUE, headers):
+    if null:
         return tuple((name, value or b"") for name, value in headers)
     return cast(Headers, tuple(headers))
 

@@ -12,7 +12,7 @@ from conftest import Kafka
 from gpuloop.loop.shells.broker import Partition
 from gpuloop.loop.shells.faust_records import tolerate_any_header
 from gpuloop.loop.shells.kafka import KafkaBroker
-from gpuloop.schemas.codec import BadInput, decode
+from gpuloop.schemas.codec import BadInput, Record, decode
 
 pytestmark = pytest.mark.kafka
 
@@ -56,13 +56,21 @@ def prefix(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> str:
     return found
 
 
+def read(broker: KafkaBroker) -> list[Record]:
+    reader = broker.consumer({SAMPLES: 0})
+    try:
+        return reader.poll(max_records=3, timeout_s=10.0, linger_s=5.0)
+    finally:
+        reader.close()
+
+
 def test_a_record_with_an_unreadable_header_is_read_without_headers(
     kafka: Kafka, prefix: str
 ) -> None:
     broker = KafkaBroker(kafka.bootstrap_servers, prefix=prefix)
-    reader = broker.consumer({SAMPLES: 0})
-    records = reader.poll(max_records=3, timeout_s=10.0, linger_s=5.0)
-    reader.close()
+    # The interpreter specialises a call that is made often, and then sees the error elsewhere.
+    for _ in range(12):
+        records = read(broker)
     broker.close()
     assert [record.value for record in records] == [b"1", b"2", b"3"]
     assert records[1].headers == ()

@@ -80,12 +80,12 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version
   --no-emit-index-url --no-annotate --no-header
 
 lock: setup ## Resolve requirements/*.txt anew (ARGS=--upgrade for newer versions).
-	@$(LOCK) $(ARGS) --all-extras --group dev --group setup -o requirements/all.txt
+	@$(LOCK) $(ARGS) --all-extras --group dev --group bench --group setup -o requirements/all.txt
 	@$(LOCK) -c requirements/all.txt -o requirements/base.txt
 	@for extra in observe stores embedded learn causes collect kafka; do \
 	  $(LOCK) -c requirements/all.txt --extra $$extra -o requirements/$$extra.txt || exit 1; \
 	done
-	@for group in dev setup; do \
+	@for group in dev bench setup; do \
 	  $(subst pyproject.toml,,$(LOCK)) -c requirements/all.txt --group $$group \
 	    -o requirements/$$(echo $$group | sed s/setup/bootstrap/).txt || exit 1; \
 	done

@@ -32,7 +32,7 @@ def canonical(requirement: str) -> str:
 
 def test_there_is_one_lock_file_per_group() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    assert {"all", "base", "bootstrap", "dev", *extras} == set(LOCKS)
+    assert {"all", "base", "bench", "bootstrap", "dev", *extras} == set(LOCKS)
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -55,7 +55,7 @@ def test_every_group_pins_what_the_whole_pins(name: str) -> None:
 def test_every_declared_dependency_is_locked_in_its_group() -> None:
     groups = {"base": PROJECT["project"]["dependencies"]}
     groups |= PROJECT["project"]["optional-dependencies"]
-    groups |= {"dev": PROJECT["dependency-groups"]["dev"]}
+    groups |= {name: PROJECT["dependency-groups"][name] for name in ("bench", "dev")}
     groups |= {"bootstrap": PROJECT["dependency-groups"]["setup"]}
     for name, declared in groups.items():
         assert {canonical(one) for one in declared} <= set(entries(name)), name
@@ -63,7 +63,13 @@ def test_every_declared_dependency_is_locked_in_its_group() -> None:
 
 @pytest.mark.parametrize(
     ("package", "home"),
-    [("torch", "learn"), ("dowhy", "causes"), ("river", "causes"), ("chdb", "embedded")],
+    [
+        ("torch", "learn"),
+        ("optuna", "bench"),
+        ("dowhy", "causes"),
+        ("river", "causes"),
+        ("chdb", "embedded"),
+    ],
 )
 def test_a_heavy_package_is_in_one_group_only(package: str, home: str) -> None:
     assert [name for name in LOCKS if package in entries(name)] == sorted(["all", home])

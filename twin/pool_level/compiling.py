@@ -2,7 +2,7 @@
 
 Numba keeps code beside the file of a function and takes it for current while that file is; what it
 calls and which constants it holds may have changed since. So what is kept here lies in a folder
-that is named by the whole of the twin's source.
+that is named by the whole of the twin's source and the units it counts in.
 """
 
 import os
@@ -26,11 +26,11 @@ _numba: Final[Any] = numba.config
 
 @cache
 def source_digest() -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of the twin's source."""
+    """Return 16 hexadecimal digits of the SHA-256 of the twin's source and of the units."""
     digest = sha256()
     folder = Path(__file__).resolve().parents[1]
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder)}\0".encode())
+    for path in (*sorted(folder.rglob("*.py")), folder.parent / "schemas" / "units.py"):
+        digest.update(f"{path.relative_to(folder.parent)}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -4,6 +4,7 @@ from math import exp
 
 import numpy as np
 
+from gpuloop.schemas.units import HOUR_US, SECOND_US
 from gpuloop.twin.config import MAX_ATTEMPTS, WAITING_GRACE_US
 from gpuloop.twin.jobs import (
     BACKFILL_DEPTH,
@@ -55,9 +56,6 @@ from gpuloop.twin.pool_level.arrays import (
 )
 from gpuloop.twin.pool_level.compiling import compiled
 from gpuloop.twin.pool_level.placement import find, hold, occupy
-
-SECOND = 1_000_000
-HOUR = 3_600 * SECOND
 
 
 @compiled
@@ -186,7 +184,7 @@ def interrupt(state: State, rules: Rules, specs: Specs, row: int, slot: int, nod
     if whole > 0:
         saved = min(saved + max(job[BEGUN_US] + whole * every - job[MARK_US], 0), work)
     lost = (done - saved) * job[GPUS]
-    state.books[row, DISRUPTION] += lost * job[PRICE] / HOUR
+    state.books[row, DISRUPTION] += lost * job[PRICE] / HOUR_US
     _vacate(state, specs, row, slot)
     job[DONE_US] = saved
     if job[ATTEMPT] >= MAX_ATTEMPTS:
@@ -278,7 +276,7 @@ def _start(
         if job[STATE] == QUEUED:
             state.counts[row, WAIT_US] += now - job[QUEUED_US]
     median = WARM_START_SECONDS if warm else COLD_START_SECONDS
-    pause = round(median * exp(COLD_START_SIGMA * specs.start_normal[spec]) * SECOND)
+    pause = round(median * exp(COLD_START_SIGMA * specs.start_normal[spec]) * SECOND_US)
     job[STATE], job[AVOID], job[BEGUN_US], job[MARK_US] = RUNNING, -1, now, now + pause
     job[NEXT_US] = job[MARK_US] + specs.work_us[spec] - job[DONE_US]
     state.held[row] += job[GPUS]

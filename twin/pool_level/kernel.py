@@ -2,6 +2,7 @@
 
 from math import log
 
+from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
 from gpuloop.twin.books import SERVICE_PENALTY_USD_MICROS
 from gpuloop.twin.pool_level.arrays import (
     CAPACITY,
@@ -23,9 +24,6 @@ from gpuloop.twin.pool_level.compiling import compiled, entry
 from gpuloop.twin.pool_level.jobs import act, arrive, resume, schedule
 from gpuloop.twin.pool_level.nodes import draw_hour, happen, let_go, order_now, scale
 
-SECOND = 1_000_000
-MINUTE = 60 * SECOND
-HOUR = 60 * MINUTE
 TAIL = 0.05
 
 
@@ -34,8 +32,8 @@ def begin(state: State, rules: Rules, specs: Specs, row: int) -> bool:
     """Rent what a row begins with and place the jobs that run; False when slots are too few."""
     now = state.now_us[row]
     state.minute_us[row], state.hour_us[row] = (
-        (now // MINUTE + 1) * MINUTE,
-        (now // HOUR + 1) * HOUR,
+        (now // MINUTE_US + 1) * MINUTE_US,
+        (now // HOUR_US + 1) * HOUR_US,
     )
     for billing in range(2):
         state.desired[row, billing] = rules.initial[row, billing]
@@ -91,13 +89,13 @@ def advance_row(state: State, rules: Rules, specs: Specs, row: int, until_us: in
             if not arrive(state, rules, specs, row):
                 return False
         elif state.hour_us[row] == at:
-            state.hour_us[row] += HOUR
+            state.hour_us[row] += HOUR_US
             for node in range(state.phase.shape[1]):
                 if READY <= state.phase[row, node] <= LEAVING:
                     draw_hour(state, rules, row, node)
             state.node_next_us[row] = -1
         else:
-            state.minute_us[row] += MINUTE
+            state.minute_us[row] += MINUTE_US
             _minute(state, rules, specs, row)
 
 
@@ -117,7 +115,8 @@ def _look_at_nodes(state: State, rules: Rules, row: int) -> None:
     """Find when the next thing happens to a node, and what capacity costs until then."""
     first, rented = NEVER, 0.0
     half = state.phase.shape[1] // 2
-    hour = min(state.now_us[row] // HOUR - rules.start_us[row] // HOUR, rules.price.shape[1] - 1)
+    hours = state.now_us[row] // HOUR_US - rules.start_us[row] // HOUR_US
+    hour = min(hours, rules.price.shape[1] - 1)
     for node in range(state.phase.shape[1]):
         phase = state.phase[row, node]
         if phase == NONE:
@@ -132,7 +131,7 @@ def _look_at_nodes(state: State, rules: Rules, row: int) -> None:
 
 @compiled
 def _flow(state: State, row: int, at_us: int) -> None:
-    hours = (at_us - state.now_us[row]) / HOUR
+    hours = (at_us - state.now_us[row]) / HOUR_US
     for component in range(state.rates.shape[1]):
         state.books[row, component] += state.rates[row, component] * hours
     state.now_us[row] = at_us
@@ -162,7 +161,7 @@ def _measure(state: State, rules: Rules, row: int) -> None:
 
 @compiled
 def _rate(state: State, rules: Rules, row: int) -> float:
-    minute = (state.now_us[row] - rules.start_us[row]) // MINUTE
+    minute = (state.now_us[row] - rules.start_us[row]) // MINUTE_US
     return float(rules.service_rate[row, min(minute, rules.service_rate.shape[1] - 1)])
 
 
@@ -211,7 +210,7 @@ def _serve(state: State, rules: Rules, row: int) -> None:
     state.backlog[row] = left
     state.utilisation[row] = min(served / 60.0 / capacity, 1.0) if capacity else 0.0
     state.books[row, REVENUE] += int(served) * rules.service_price[row]
-    first_token = rules.service_prefill_us[row] + round(p95 * SECOND)
+    first_token = rules.service_prefill_us[row] + round(p95 * SECOND_US)
     state.first_token_us[row] = first_token
     state.violated[row] = int(first_token > rules.service_p95_us[row] or errors > 0.0)
     if state.violated[row]:

@@ -2,6 +2,7 @@
 
 from math import log
 
+from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
 from gpuloop.twin.config import RECLAIM_NOTICE_US
 from gpuloop.twin.faults import HEALED_AFTER_MINUTES, HEALED_SIGMA, UNCONTAINED_SHARE
 from gpuloop.twin.pool_level import draws
@@ -29,9 +30,6 @@ from gpuloop.twin.pool_level.arrays import (
 from gpuloop.twin.pool_level.compiling import compiled
 from gpuloop.twin.pool_level.jobs import interrupt, schedule
 
-SECOND = 1_000_000
-MINUTE = 60 * SECOND
-HOUR = 60 * MINUTE
 DAY_HOURS = 24
 LOST_MINUTES, ECC_MINUTES = HEALED_AFTER_MINUTES["lost"], HEALED_AFTER_MINUTES["ecc"]
 ECC_GAP_MINUTES = 2.5
@@ -135,7 +133,7 @@ def boot(state: State, rules: Rules, row: int, node: int) -> None:
 def draw_hour(state: State, rules: Rules, row: int, node: int) -> None:
     """Draw what befalls a node in the rest of this hour."""
     now, seed = state.now_us[row], rules.seed[row]
-    hour = now // HOUR
+    hour = now // HOUR_US
     reclaims = rules.reclaims[row] if _billing(state, node) == 1 else 0.0
     state.lost_us[row, node] = _when(state, rules, row, node, LOSS, rules.lost[row])
     state.reclaim_us[row, node] = _when(state, rules, row, node, RECLAIM, reclaims)
@@ -146,7 +144,7 @@ def draw_hour(state: State, rules: Rules, row: int, node: int) -> None:
             drawn = draws.uniform(seed, draws.ECC_FATAL, node, hour)
             until = 1.0 + log(drawn) / log(1.0 - UNCONTAINED_SHARE) * ECC_GAP_MINUTES
             if until < lasts:
-                state.kill_us[row, node] = ill + round(until * MINUTE)
+                state.kill_us[row, node] = ill + round(until * MINUTE_US)
     state.node_next_us[row] = -1
 
 
@@ -172,15 +170,15 @@ def order_now(state: State, rules: Rules, row: int, billing: int) -> None:
 def _when(state: State, rules: Rules, row: int, node: int, what: int, rate: float) -> int:
     """Return when in this hour something happens, if it does: one draw is both."""
     now = state.now_us[row]
-    hour = now // HOUR
-    since = hour - rules.start_us[row] // HOUR
+    hour = now // HOUR_US
+    since = hour - rules.start_us[row] // HOUR_US
     if since < rules.luck.shape[2]:
         drawn = rules.luck[row, node, since, what]
     else:
         drawn = draws.uniform(rules.seed[row], draws.STRIKES + what, node, hour)
     if drawn >= rate:
         return NEVER
-    at = hour * HOUR + int(drawn / rate * HOUR)
+    at = hour * HOUR_US + int(drawn / rate * HOUR_US)
     return at if at >= now else NEVER
 
 
@@ -191,7 +189,7 @@ def _billing(state: State, node: int) -> int:
 
 @compiled
 def _hour(state: State, rules: Rules, row: int) -> int:
-    hour = state.now_us[row] // HOUR - rules.start_us[row] // HOUR
+    hour = state.now_us[row] // HOUR_US - rules.start_us[row] // HOUR_US
     return int(min(hour, rules.shortage.shape[1] - 1))
 
 
@@ -212,7 +210,7 @@ def _available_from(state: State, rules: Rules, row: int, billing: int) -> int:
     later, last = hour, min(hour + DAY_HOURS, rules.shortage.shape[1] - 1)
     while later < last and rules.shortage[row, later]:
         later += 1
-    return int((now // HOUR + later - hour) * HOUR)
+    return int((now // HOUR_US + later - hour) * HOUR_US)
 
 
 @compiled
@@ -300,11 +298,11 @@ def _lose(state: State, rules: Rules, specs: Specs, row: int, node: int) -> None
         return
     now = state.now_us[row]
     minutes = draws.lognormal(
-        LOST_MINUTES, HEALED_SIGMA, rules.seed[row], draws.LOST_FOR, node, now // MINUTE
+        LOST_MINUTES, HEALED_SIGMA, rules.seed[row], draws.LOST_FOR, node, now // MINUTE_US
     )
     state.phase[row, node], state.free[row, node], state.tenant[row, node] = DOWN, 0, -1
     state.boot[row, node] += 1
-    state.due_us[row, node] = now + round(minutes * MINUTE)
+    state.due_us[row, node] = now + round(minutes * MINUTE_US)
     state.reclaim_us[row, node] = state.kill_us[row, node] = NEVER
 
 
@@ -316,7 +314,7 @@ def _kill_one(state: State, rules: Rules, specs: Specs, row: int, node: int) -> 
         jobs += int(_runs_on(state, row, slot, node))
     if not jobs:
         return
-    drawn = draws.uniform(rules.seed[row], draws.VICTIM, node, state.now_us[row] // SECOND)
+    drawn = draws.uniform(rules.seed[row], draws.VICTIM, node, state.now_us[row] // SECOND_US)
     victim = int(drawn * jobs)
     for slot in range(state.high[row]):
         if _runs_on(state, row, slot, node):

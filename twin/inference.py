@@ -26,7 +26,11 @@ class Inference:
         engine = self._engine
         for name, config in engine.services.items():
             rate = request_rate(config, engine.config.seed, engine.now_us)
-            engine.state.services[name].wanted = gpus_wanted(config, rate)
+            engine.state.services[name].wanted = gpus_wanted(
+                rate,
+                service_seconds=config.service_seconds,
+                target_utilisation=config.target_utilisation,
+            )
 
     def grow(self, pool: str) -> None:
         """Give services the GPUs they want from those that are free, fullest nodes first."""

@@ -26,20 +26,18 @@ def erlang_c(servers: int, load: float) -> float:
     return servers * blocking / (servers - load * (1.0 - blocking))
 
 
-def wait_quantile(servers: int, arrivals: float, service: float, quantile: float) -> float:
-    """Return a quantile of the wait in M/M/c, in the unit of the rates.
+def wait_quantile(waits: float, spare: float, quantile: float) -> float:
+    """Return a quantile of the wait in M/M/c, in the unit of `spare`.
 
     Args:
-        servers: c.
-        arrivals: arrival rate.
-        service: service rate of one server; c x service exceeds arrivals.
+        waits: the probability that a request waits, by `erlang_c`.
+        spare: the rate at which all servers serve, less that of arrivals; positive.
         quantile: in (0, 1).
 
     """
-    waits = erlang_c(servers, arrivals / service)
     if waits <= 1.0 - quantile:
         return 0.0
-    return log(waits / (1.0 - quantile)) / (servers * service - arrivals)
+    return log(waits / (1.0 - quantile)) / spare
 
 
 def request_rate(config: ServiceConfig, seed: int, at_us: int) -> float:
@@ -68,37 +66,62 @@ class Window(NamedTuple):
 
 def serve(config: ServiceConfig, *, rate: float, gpus: int, backlog: float) -> Window:
     """Return a minute at `rate` requests per second on `gpus` servers after a backlog."""
+    return window(
+        rate=rate,
+        gpus=gpus,
+        backlog=backlog,
+        service_seconds=config.service_seconds,
+        timeout_seconds=config.timeout_seconds,
+        prefill_us=config.prefill_us,
+        limit_us=config.first_token_p95_us,
+    )
+
+
+def window(
+    rate: float,
+    gpus: int,
+    backlog: float,
+    service_seconds: float,
+    timeout_seconds: float,
+    prefill_us: int,
+    limit_us: int,
+) -> Window:
+    """Return a minute of a service of which `limit_us` bounds the 95th percentile to first token.
+
+    This and what it calls know numbers only, so that they can be compiled as they are; compiled
+    code has no keyword-only arguments, name them all the same.
+    """
     seconds = MINUTE_US / SECOND_US
-    capacity = gpus / config.service_seconds
-    slowest = config.timeout_seconds
+    capacity = gpus / service_seconds
     left = errors = 0.0
     if backlog == 0.0 and rate < capacity:
-        per_server = 1.0 / config.service_seconds
-        p50 = min(wait_quantile(gpus, rate, per_server, 0.50), slowest)
-        p95 = min(wait_quantile(gpus, rate, per_server, 0.95), slowest)
-        depth = erlang_c(gpus, rate / per_server) * rate / (capacity - rate)
+        per_server = 1.0 / service_seconds
+        waits, spare = erlang_c(gpus, rate / per_server), gpus * per_server - rate
+        p50 = min(wait_quantile(waits, spare, 0.50), timeout_seconds)
+        p95 = min(wait_quantile(waits, spare, 0.95), timeout_seconds)
+        depth = waits * rate / (capacity - rate)
         served = rate * seconds
     else:
         waiting = backlog + (rate - capacity) * seconds
-        left = depth = min(max(waiting, 0.0), slowest * capacity)
+        left = depth = min(max(waiting, 0.0), timeout_seconds * capacity)
         lost = max(waiting - left, 0.0)
         served = backlog + rate * seconds - left - lost
         errors = min(lost / max(rate * seconds, 1.0), 1.0)
-        p50 = min((backlog + left) / 2 / capacity, slowest) if capacity else slowest
-        p95 = min(max(backlog, left) / capacity, slowest) if capacity else slowest
-    p95_us = config.prefill_us + round(p95 * SECOND_US)
+        p50 = min((backlog + left) / 2 / capacity, timeout_seconds) if capacity else timeout_seconds
+        p95 = min(max(backlog, left) / capacity, timeout_seconds) if capacity else timeout_seconds
+    p95_us = prefill_us + round(p95 * SECOND_US)
     return Window(
         served=int(served),
         utilisation=min(served / seconds / capacity, 1.0) if capacity else 0.0,
-        first_token_p50_us=config.prefill_us + round(p50 * SECOND_US),
+        first_token_p50_us=prefill_us + round(p50 * SECOND_US),
         first_token_p95_us=p95_us,
         queue_depth=depth,
         backlog=left,
         error_ratio=errors,
-        violated=p95_us > config.first_token_p95_us or errors > 0.0,
+        violated=p95_us > limit_us or errors > 0.0,
     )
 
 
-def gpus_wanted(config: ServiceConfig, rate: float) -> int:
-    """Return the servers that keep utilisation at the service's target."""
-    return max(round(rate * config.service_seconds / config.target_utilisation + 0.5), 1)
+def gpus_wanted(rate: float, service_seconds: float, target_utilisation: float) -> int:
+    """Return the servers that keep utilisation at a service's target."""
+    return max(round(rate * service_seconds / target_utilisation + 0.5), 1)

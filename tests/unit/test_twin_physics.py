@@ -26,7 +26,7 @@ def test_erlang_c_equals_its_definition(servers: int, load: float) -> None:
 
 def test_one_server_waits_as_m_m_1_does() -> None:
     """P(W > t) = rho exp(-(mu - lambda) t)."""
-    wait = wait_quantile(1, arrivals=0.8, service=1.0, quantile=0.95)
+    wait = wait_quantile(erlang_c(1, 0.8), spare=0.2, quantile=0.95)
     assert 0.8 * math.exp(-(1.0 - 0.8) * wait) == pytest.approx(0.05)
 
 
@@ -43,7 +43,7 @@ def test_latency_agrees_with_a_simulated_queue() -> None:
         backlog[0] += works[index]
     measured = float(np.mean(waits > 0))
     assert measured == pytest.approx(erlang_c(servers, rate), rel=0.03)
-    expected = wait_quantile(servers, arrivals=rate, service=service, quantile=0.95)
+    expected = wait_quantile(erlang_c(servers, rate), servers * service - rate, quantile=0.95)
     assert float(np.quantile(waits, 0.95)) == pytest.approx(expected, rel=0.05)
 
 

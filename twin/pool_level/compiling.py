@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numba
+from numba.extending import register_jitable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,6 +22,7 @@ KEPT_SOURCES: Final = 5
 """States of the source whose code is kept; a dozen megabytes each."""
 
 _njit: Final[Any] = numba.njit
+_also: Final[Any] = register_jitable(error_model="numpy")
 _numba: Final[Any] = numba.config
 
 
@@ -43,6 +45,12 @@ def compiled(function: F) -> F:
 def entry(function: F) -> F:
     """Return a function as machine code that Python calls; to unpack its arguments is costly."""
     return cast(F, _kept(_njit(error_model="numpy")(function)))
+
+
+def also_compiled(*functions: Callable[..., Any]) -> None:
+    """Let compiled functions call these plain ones, which stay plain for everyone else."""
+    for function in functions:
+        _also(function)
 
 
 def _kept(dispatcher: Any) -> Any:

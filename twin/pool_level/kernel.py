@@ -1,8 +1,6 @@
 """Time in the worlds of a batch, event by event and row by row, for compiled code."""
 
-from math import log
-
-from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
+from gpuloop.schemas.units import HOUR_US, MINUTE_US
 from gpuloop.twin.books import SERVICE_PENALTY_USD_MICROS
 from gpuloop.twin.pool_level.arrays import (
     CAPACITY,
@@ -20,11 +18,12 @@ from gpuloop.twin.pool_level.arrays import (
     Specs,
     State,
 )
-from gpuloop.twin.pool_level.compiling import compiled, entry
+from gpuloop.twin.pool_level.compiling import also_compiled, compiled, entry
 from gpuloop.twin.pool_level.jobs import act, arrive, resume, schedule
 from gpuloop.twin.pool_level.nodes import draw_hour, happen, let_go, order_now, scale
+from gpuloop.twin.services import erlang_c, gpus_wanted, wait_quantile, window
 
-TAIL = 0.05
+also_compiled(erlang_c, wait_quantile, window, gpus_wanted)
 
 
 @entry
@@ -167,8 +166,11 @@ def _rate(state: State, rules: Rules, row: int) -> float:
 
 @compiled
 def _plan(state: State, rules: Rules, row: int) -> None:
-    wanted = _rate(state, rules, row) * rules.service_seconds[row] / rules.service_target[row]
-    state.service_wanted[row] = max(round(wanted + 0.5), 1)
+    state.service_wanted[row] = gpus_wanted(
+        _rate(state, rules, row),
+        service_seconds=rules.service_seconds[row],
+        target_utilisation=rules.service_target[row],
+    )
 
 
 @compiled
@@ -186,33 +188,21 @@ def _shrink(state: State, row: int) -> None:
 
 @compiled
 def _serve(state: State, rules: Rules, row: int) -> None:
-    """Account for a service's minute: Erlang's C below saturation, a fluid backlog above it."""
-    rate, servers = _rate(state, rules, row), state.service_gpus[row]
-    backlog, slowest = state.backlog[row], rules.service_timeout[row]
-    per_server = 1.0 / rules.service_seconds[row]
-    capacity = servers * per_server
-    left = errors = p95 = 0.0
-    if backlog == 0.0 and rate < capacity:
-        load, blocking = rate / per_server, 1.0
-        for server in range(1, servers + 1):
-            blocking = load * blocking / (server + load * blocking)
-        waits = servers * blocking / (servers - load * (1.0 - blocking))
-        if waits > TAIL:
-            p95 = min(log(waits / TAIL) / (capacity - rate), slowest)
-        served = rate * 60.0
-    else:
-        waiting = backlog + (rate - capacity) * 60.0
-        left = min(max(waiting, 0.0), slowest * capacity)
-        lost = max(waiting - left, 0.0)
-        served = backlog + rate * 60.0 - left - lost
-        errors = min(lost / max(rate * 60.0, 1.0), 1.0)
-        p95 = min(max(backlog, left) / capacity, slowest) if capacity else slowest
-    state.backlog[row] = left
-    state.utilisation[row] = min(served / 60.0 / capacity, 1.0) if capacity else 0.0
-    state.books[row, REVENUE] += int(served) * rules.service_price[row]
-    first_token = rules.service_prefill_us[row] + round(p95 * SECOND_US)
-    state.first_token_us[row] = first_token
-    state.violated[row] = int(first_token > rules.service_p95_us[row] or errors > 0.0)
-    if state.violated[row]:
+    """Account for the minute of a service that ends now."""
+    minute = window(
+        rate=_rate(state, rules, row),
+        gpus=state.service_gpus[row],
+        backlog=state.backlog[row],
+        service_seconds=rules.service_seconds[row],
+        timeout_seconds=rules.service_timeout[row],
+        prefill_us=rules.service_prefill_us[row],
+        limit_us=rules.service_p95_us[row],
+    )
+    state.backlog[row] = minute.backlog
+    state.utilisation[row] = minute.utilisation
+    state.books[row, REVENUE] += minute.served * rules.service_price[row]
+    state.first_token_us[row] = minute.first_token_p95_us
+    state.violated[row] = int(minute.violated)
+    if minute.violated:
         state.books[row, SERVICE] += SERVICE_PENALTY_USD_MICROS
         state.counts[row, VIOLATED] += 1

@@ -4,6 +4,7 @@ Jobs meet the same luck at both levels: prices they accept, patience, pool, fail
 nodes is drawn anew.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -45,13 +46,30 @@ def build_pool_worlds(
     longer to look up than to draw.
 
     Raises:
-        ValueError: the workload does not exist, or a pool serves more than one service.
+        ValueError: the workload does not exist, or a world has what this level does not know:
+            a placement other than binpack, faults that are called for, two services of one pool.
         SlotsFull: more jobs run when a world begins than there are slots.
 
     """
+    for config in configs:
+        _refuse_what_is_unknown(config)
     worlds = [_World(config, traces, workload, hours) for config in configs]
     specs = _specs([pool for world in worlds for pool in world.jobs])
     return PoolWorlds(_rules(configs, worlds, hours, paired), specs, slots=slots)
+
+
+def _refuse_what_is_unknown(config: TwinConfig) -> None:
+    """Raise ValueError where a world asks for what would silently not happen at this level."""
+    if config.placement != "binpack":
+        raise ValueError(f"jobs are placed by {config.placement}; this level knows binpack only")
+    if config.injections:
+        faults = ", ".join(f"{one.fault} of {one.subject}" for one in config.injections)
+        raise ValueError(
+            f"this level knows drawn faults only, and none that is called for: {faults}"
+        )
+    for pool, services in Counter(service.pool for service in config.services).items():
+        if services > 1:
+            raise ValueError(f"{pool} serves more than one service; this level knows one")
 
 
 class _World:
@@ -233,10 +251,7 @@ def _luck(pairs: Sequence[Pair], names: Sequence[Sequence[str]], hours: int) -> 
 
 
 def _service_of(config: TwinConfig, pool: PoolConfig) -> ServiceConfig | None:
-    found = [service for service in config.services if service.pool == pool.name]
-    if len(found) > 1:
-        raise ValueError(f"{pool.name} serves more than one service; this level knows one")
-    return found[0] if found else None
+    return next((service for service in config.services if service.pool == pool.name), None)
 
 
 def _prices(market: Market, pool: PoolConfig, start_us: int, hours: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ DEFAULT_START_US: Final = 1_508_112_000 * SECOND_US
 JobClass = Literal["interactive", "batch", "training"]
 SizeClass = Literal["small", "long", "gang"]
 FaultClass = Literal["thermal", "link", "ecc", "lost", "reclaim"]
-Shape = Literal["bursty", "cyclical", "steady"]
+Shape = Literal["bursty", "cyclical", "flash", "steady"]
 PlacementStrategy = Literal["binpack", "spread", "affinity", "fragmentation"]
 
 

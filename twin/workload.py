@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Protocol, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuloop.schemas.units import HOUR_US, SECOND_US
 from gpuloop.twin.config import Shape, SizeClass
@@ -183,6 +184,11 @@ TENANT_SHARES: Final = (0.55, 0.20, 0.12, 0.05, 0.03, 0.03, 0.02)
 JOBS_PER_HOUR: Final = 50.0
 LONGEST_SECONDS: Final = 4 * 86_400
 WARM_UP_HOURS: Final = 96
+QUIET_SHARE: Final = 0.7
+FLASH_FACTOR: Final = 10.0
+FLASH_SECONDS: Final = (1_500, 5_400)
+"""How far below the usual a day with a flash is, how far the flash is above that, and how long it
+lasts: assumptions, chosen so that such a day brings about as many jobs as a steady one."""
 
 
 class Generator:
@@ -190,8 +196,10 @@ class Generator:
 
     `steady` has a constant rate, `cyclical` follows day and week, `bursty` multiplies the cycle by
     a lognormal factor per hour (log deviation 1, mean 1: on 16 to 18 October the hourly counts of
-    Philly have about that). Durations end at four days, where the fitted tail would go on, which
-    brings the load of 50 jobs an hour near the 500 GPUs that Philly keeps busy.
+    Philly have about that), `flash` is constant and quiet but for one time of each day, somewhere
+    in it, when the rate is ten times that at once and as suddenly back. Durations end at four days,
+    where the fitted tail would go on, which brings the load of 50 jobs an hour near the 500 GPUs
+    that Philly keeps busy.
     """
 
     def __init__(self, shape: Shape, seed: int, start_us: int) -> None:
@@ -217,6 +225,10 @@ class Generator:
         """Return the expected number of jobs in an hour."""
         if self._shape == "steady":
             return JOBS_PER_HOUR
+        if self._shape == "flash":
+            first, last = self._flash(hour)
+            share = (last - first) * SECOND_US / HOUR_US
+            return JOBS_PER_HOUR * QUIET_SHARE * (1 + (FLASH_FACTOR - 1) * share)
         day = np.cos(2 * np.pi * ((hour % 24) - 15) / 24)
         weekend = (hour // 24 + 4) % 7 in (0, 6)
         cycle = (1 + 0.6 * float(day)) * (0.5 if weekend else 1.2)
@@ -225,10 +237,30 @@ class Generator:
         burst = float(np.exp(normal(self._seed, "burst", hour) - 0.5))
         return JOBS_PER_HOUR * cycle * burst
 
+    def _flash(self, hour: int) -> tuple[int, int]:
+        """Return the first second of an hour within its day's flash, and the first after it."""
+        day, of_day = divmod(hour, 24)
+        shortest, longest = FLASH_SECONDS
+        length = shortest + uniform(self._seed, "flash-length", day) * (longest - shortest)
+        begin = uniform(self._seed, "flash-begin", day) * (DAY_US // SECOND_US - length)
+        seconds = HOUR_US // SECOND_US
+        first, last = (round(end) - of_day * seconds for end in (begin, begin + length))
+        return min(max(first, 0), seconds), min(max(last, 0), seconds)
+
+    def _seconds(self, hour: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return in which seconds of an hour its jobs come, in no order."""
+        seconds = HOUR_US // SECOND_US
+        if self._shape != "flash":
+            return rng.integers(0, seconds, count)
+        first, last = self._flash(hour)
+        weights = np.ones(seconds)
+        weights[first:last] = FLASH_FACTOR
+        return rng.choice(seconds, count, p=weights / weights.sum())
+
     def _draw(self, hour: int) -> tuple[JobSpec, ...]:
         rng = generator(self._seed, "arrivals", hour)
         count = int(rng.poisson(self.rate(hour)))
-        at = np.sort(rng.integers(0, HOUR_US // SECOND_US, count))
+        at = np.sort(self._seconds(hour, count, rng))
         kinds = rng.choice(len(KINDS), count, p=[kind.share for kind in KINDS])
         scores = rng.standard_normal(count)
         tenants = rng.choice(len(TENANTS), count, p=TENANT_SHARES)

@@ -40,8 +40,8 @@ def build_world(
     Args:
         config: the world; the same config and workload must accompany a saved state.
         traces: folder of public traces, or None for generated arrivals and built-in prices.
-        workload: `philly`, `generator[:bursty|cyclical|steady]`, or `auto` for the trace if it is
-            there; `World.workload_name` says which it became. Or jobs of one's own.
+        workload: `philly`, `generator[:bursty|cyclical|flash|steady]`, or `auto` for the trace if
+            it is there; `World.workload_name` says which it became. Or jobs of one's own.
         state: what `World.state` was.
 
     Raises:

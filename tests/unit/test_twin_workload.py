@@ -78,7 +78,7 @@ def test_file_of_another_layout_is_refused(tmp_path: Path) -> None:
         build(tmp_path)
 
 
-@pytest.mark.parametrize("shape", ["bursty", "cyclical", "steady"])
+@pytest.mark.parametrize("shape", ["bursty", "cyclical", "flash", "steady"])
 def test_generated_hours_repeat_and_are_in_order(shape: Shape) -> None:
     one, two = Generator(shape, 5, DEFAULT_START_US), Generator(shape, 5, DEFAULT_START_US)
     assert two.arrivals(FIRST_HOUR + 9) == one.arrivals(FIRST_HOUR + 9)
@@ -94,6 +94,38 @@ def test_shapes_differ_in_how_uneven_their_hours_are() -> None:
         counts = [len(generator.arrivals(FIRST_HOUR + hour)) for hour in range(96)]
         spread[shape] = np.std(counts) / np.mean(counts)
     assert spread["steady"] < 0.25 < spread["cyclical"] < 0.7 < spread["bursty"]
+
+
+def minutes_of(generator: Generator, day: int) -> np.ndarray:
+    """Return how many jobs come in each minute of a day."""
+    first = (FIRST_HOUR + 24 * day) * HOUR_US
+    jobs = [j for hour in range(24) for j in generator.arrivals(FIRST_HOUR + 24 * day + hour)]
+    return np.bincount([(j.submitted_us - first) // (60 * SECOND_US) for j in jobs], minlength=1440)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_flash_is_one_sudden_stretch_of_a_quiet_day(seed: int) -> None:
+    generator = Generator("flash", seed, DEFAULT_START_US)
+    begins = set()
+    for day in range(10):
+        minutes = minutes_of(generator, day)
+        loud = np.convolve(minutes, np.ones(5), "same") > 14  # Quiet brings 3 of a mean, flash 29.
+        edges = np.flatnonzero(np.diff(loud.astype(int), prepend=0, append=0))
+        assert len(edges) == 2
+        assert 20 <= edges[1] - edges[0] <= 95
+        quiet = np.delete(minutes, np.arange(max(edges[0] - 5, 0), edges[1] + 5))
+        assert 0.45 < quiet.mean() < 0.72
+        assert minutes[edges[0] + 5 : edges[1] - 5].mean() > 4.5
+        begins.add(int(edges[0]) // 60)
+    assert len(begins) > 4
+
+
+def test_day_with_a_flash_brings_about_as_many_jobs_as_a_steady_one() -> None:
+    count = {
+        shape: sum(minutes_of(Generator(shape, 4, DEFAULT_START_US), d).sum() for d in range(20))  # type: ignore[arg-type]
+        for shape in ("flash", "steady")
+    }
+    assert count["flash"] == pytest.approx(count["steady"], rel=0.05)
 
 
 def test_generated_load_is_near_that_of_philly() -> None:

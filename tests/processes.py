@@ -9,6 +9,7 @@ import psutil
 
 from gpuloop.ops.stack.process import Program
 from gpuloop.ops.stack.state import ProcessState, StackPhase, StackState
+from gpuloop.ops.stack.unit import Unit
 
 PATIENCE_SECONDS = 20.0
 SLEEPER = "import time; time.sleep(600)"
@@ -30,6 +31,11 @@ def until(
 
 def python(code: str, **fields: object) -> Program:
     return Program(arguments=(sys.executable, "-c", textwrap.dedent(code)), **fields)  # type: ignore[arg-type]
+
+
+def process_unit(name: str, code: str = SLEEPER, **fields: object) -> Unit:
+    program = python(code)
+    return Unit(name=name, program=lambda: program, **fields)  # type: ignore[arg-type]
 
 
 def stack_state(

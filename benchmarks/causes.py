@@ -10,11 +10,12 @@ migrations as usual: every cause on them is false.
 """
 
 import argparse
-import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from time import process_time
+
+from options import add_traces
 
 from gpuloop.loop.evaluate.cause_trials import (
     Trial,
@@ -53,12 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--faults", type=int, default=32)
     parser.add_argument("--days", type=int, default=1)
-    parser.add_argument(
-        "--traces",
-        type=Path,
-        default=os.environ.get("GPULOOP_TRACES"),
-        help="folder of public traces (GPULOOP_TRACES, else a generated workload)",
-    )
+    add_traces(parser)
     options = parser.parse_args()
     with CausalWorker(threading.Event()) as worker:
         worker.start()

@@ -12,11 +12,12 @@ The last line is one JSON object.
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from time import process_time
+
+from options import add_traces
 
 from gpuloop.loop.evaluate.cause_trials import quiet_config
 from gpuloop.loop.evaluate.detector_trials import (
@@ -39,12 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="cases of each class (3)")
     parser.add_argument("--hours", type=int, default=12, help="without faults, per seed (12)")
-    parser.add_argument(
-        "--traces",
-        type=Path,
-        default=os.environ.get("GPULOOP_TRACES"),
-        help="folder of public traces (GPULOOP_TRACES, else a generated workload)",
-    )
+    add_traces(parser)
     options = parser.parse_args()
     began = process_time()
     verdicts: list[Verdict] = []

@@ -11,7 +11,6 @@ The last line is one JSON object.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from itertools import combinations
@@ -21,6 +20,7 @@ from time import perf_counter
 from typing import Final, NamedTuple
 
 import numpy as np
+from options import add_traces
 
 from gpuloop.twin import openb
 from gpuloop.twin.draws import generator
@@ -152,12 +152,7 @@ def report(
 def main() -> None:
     """Print the tables and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--traces",
-        type=Path,
-        default=os.environ.get("GPULOOP_TRACES"),
-        help="folder of public traces (GPULOOP_TRACES); without one nothing is measured",
-    )
+    add_traces(parser, without="else nothing is measured")
     parser.add_argument("--quick", action="store_true", help="two seeds instead of ten")
     parser.add_argument("--pods", type=Path, help="another list of pods of the same study")
     chosen = parser.parse_args()
@@ -165,7 +160,7 @@ def main() -> None:
         print("placement is measured on the openb trace: set GPULOOP_TRACES or give --traces")
         print(json.dumps({"benchmark": "placement", "skipped": "no traces"}))
         return
-    folder, began = Path(chosen.traces), perf_counter()
+    folder, began = chosen.traces, perf_counter()
     inventory = openb.read_inventory(folder)
     workload = chosen.pods.stem if chosen.pods else openb.WORKLOAD
     tasks = openb.read_tasks(chosen.pods or folder / openb.PODS, inventory.models)

@@ -7,11 +7,10 @@ default here, so they say what the rule can do and not what it will.
 """
 
 import argparse
-import os
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
+from options import add_traces
 
 from gpuloop.loop.learn.simulate import FleetSimulation
 from gpuloop.reasoning.rule import RuleConfig
@@ -29,8 +28,7 @@ def earned(
     """Run a fleet and return what it earned, by component."""
     start_us = int(chosen.start.replace(tzinfo=UTC).timestamp()) * SECOND_US
     config = msgspec.structs.replace(TwinConfig(), start_us=start_us)
-    traces = Path(chosen.traces) if chosen.traces else None
-    fleet = FleetSimulation(config, traces=traces, rule=rule, mode=mode)
+    fleet = FleetSimulation(config, traces=chosen.traces, rule=rule, mode=mode)
     found = fleet.run(fleet.start_us + chosen.hours * HOUR_US)
     parts = ", ".join(f"{part} {usd:+,.0f}" for part, usd in found.components.items())
     return f"{found.usd:>+12,.0f} USD on {fleet.workload_name}: {parts}"
@@ -39,7 +37,7 @@ def earned(
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--traces", default=os.environ.get("GPULOOP_TRACES"))
+    add_traces(parser)
     parser.add_argument("--hours", type=int, default=36)
     parser.add_argument("--start", type=datetime.fromisoformat, default=FROM)
     chosen = parser.parse_args()

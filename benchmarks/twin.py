@@ -11,12 +11,12 @@ Speeds are per CPU second of one core; the last line is one JSON object.
 import argparse
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from time import process_time
 
 from msgspec.structs import replace
+from options import add_traces
 
 from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
 from gpuloop.twin.config import TwinConfig
@@ -125,18 +125,12 @@ def pool_level() -> float:
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--traces",
-        type=Path,
-        default=os.environ.get("GPULOOP_TRACES"),
-        help="folder of public traces (GPULOOP_TRACES, else a generated workload)",
-    )
+    add_traces(parser)
     parser.add_argument("--hours", type=int, default=48, help="of fleet time per seed (48)")
     parser.add_argument("--seeds", type=int, default=4, help="how many (4)")
     chosen = parser.parse_args()
-    traces = Path(chosen.traces) if chosen.traces else None
     for seed in range(chosen.seeds):
-        load(traces, seed, chosen.hours)
+        load(chosen.traces, seed, chosen.hours)
     print("published for Philly: mean wait 3,761 s, 9% cancelled (queued or running)")
     found = {
         "node_level_x_real_time": round(node_level(0)),

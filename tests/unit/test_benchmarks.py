@@ -14,7 +14,7 @@ class Started(Exception):
     """Ends a script with what it was asked, before it measures anything."""
 
 
-@pytest.mark.parametrize("name", ["causes", "detectors", "placement"])
+@pytest.mark.parametrize("name", ["causes", "detectors", "placement", "rule", "twin"])
 def test_a_benchmark_takes_the_traces_that_the_environment_names(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -25,6 +25,7 @@ def test_a_benchmark_takes_the_traces_that_the_environment_names(
 
     monkeypatch.setenv("GPULOOP_TRACES", "/traces")
     monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.syspath_prepend(FOLDER)  # Where Python finds what a script of the folder imports.
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     with pytest.raises(Started) as started:
         runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")

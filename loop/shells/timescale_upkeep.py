@@ -5,10 +5,12 @@ a sink does what they would do. Each statement is short work and stands for itse
 stays done when a later one is put off, however much there was to do.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import psycopg
 from psycopg import sql
@@ -27,30 +29,30 @@ Absurdly dated rows reach it, and prices of years."""
 DAY: Final = timedelta(days=1)
 
 
-class Upkeep(Protocol):
-    """Keeps tables in order, whatever they are made of."""
+@dataclass(eq=False)
+class Upkeep(ABC):
+    """Keeps the tables of a catalogue in order, whatever they are made of."""
 
+    connection: psycopg.Connection[Any]
+    catalogue: Catalogue
+    keep: Keep
+
+    @abstractmethod
     def tend(self, fleet_us: int) -> None:
         """Make room ahead of fleet time; compress, refresh and drop what is old by it."""
-        ...
 
 
-class Partitions:
+@dataclass(eq=False)
+class Partitions(Upkeep):
     """Upkeep of native partitions, one for each day; the aggregates are views and need none."""
 
-    def __init__(
-        self, connection: psycopg.Connection[Any], catalogue: Catalogue, keep: Keep
-    ) -> None:
-        self._connection: Final = connection
-        self._catalogue: Final = catalogue
-        self._keep: Final = keep
-        self._days: dict[str, set[datetime]] = {}
+    _days: dict[str, set[datetime]] = field(default_factory=dict, init=False)
 
     def tend(self, fleet_us: int) -> None:
         """Have the partitions of the days around `fleet_us`, and none that is too old."""
         now = moment(fleet_us)
-        for table in self._catalogue.tables:
-            self._tend(table, now, now - timedelta(days=self._keep.days))
+        for table in self.catalogue.tables:
+            self._tend(table, now, now - timedelta(days=self.keep.days))
 
     def _tend(self, table: Table, now: datetime, cutoff: datetime) -> None:
         """Have a partition for each day from yesterday on, and for older days that have rows."""
@@ -66,14 +68,14 @@ class Partitions:
         for day in sorted(day for day in known if day + DAY <= cutoff):
             self._locked(partial(self._drop, table, day))
             known.discard(day)
-        self._connection.execute(
+        self.connection.execute(
             f"delete from {SCHEMA}.{table.name}_rest where time < %s",  # noqa: S608
             (cutoff,),
         )
 
     def _unplaced(self, table: Table, first: datetime, last: datetime) -> set[datetime]:
         """Return the days of [first, last) that have rows without a partition of their own."""
-        found = self._connection.execute(
+        found = self.connection.execute(
             f"select distinct date_trunc('day', time, 'UTC') from {SCHEMA}.{table.name}_rest"  # noqa: S608
             " where time >= %s and time < %s",
             (first, last),
@@ -81,7 +83,7 @@ class Partitions:
         return {day.astimezone(UTC) for (day,) in found}
 
     def _partitions(self, table: Table) -> set[datetime]:
-        found = self._connection.execute(
+        found = self.connection.execute(
             "select child.relname from pg_inherits i join pg_class child on child.oid = i.inhrelid"
             " where i.inhparent = %s::regclass",
             (f"{SCHEMA}.{table.name}",),
@@ -100,7 +102,7 @@ class Partitions:
             "first": sql.Literal(day),
             "next": sql.Literal(day + DAY),
         }
-        known = self._connection.execute("select to_regclass(%s)", (f"{SCHEMA}.{name}",)).fetchone()
+        known = self.connection.execute("select to_regclass(%s)", (f"{SCHEMA}.{name}",)).fetchone()
         if known and known[0]:
             return
         for statement in (
@@ -111,49 +113,44 @@ class Partitions:
             "alter table {schema}.{table} attach partition {schema}.{part}"
             " for values from ({first}) to ({next})",
         ):
-            self._connection.execute(sql.SQL(statement).format(**place))
+            self.connection.execute(sql.SQL(statement).format(**place))
 
     def _drop(self, table: Table, day: datetime) -> None:
-        self._connection.execute(
+        self.connection.execute(
             sql.SQL("drop table if exists {}.{}").format(
                 sql.Identifier(SCHEMA), sql.Identifier(f"{table.name}_{day:%Y%m%d}")
             )
         )
 
     def _locked(self, act: Callable[[], None]) -> None:
-        with self._connection.transaction():
-            self._connection.execute("select pg_advisory_xact_lock(%s)", (LOCK,))
+        with self.connection.transaction():
+            self.connection.execute("select pg_advisory_xact_lock(%s)", (LOCK,))
             act()
 
 
-class Chunks:
+@dataclass(eq=False)
+class Chunks(Upkeep):
     """Upkeep of hypertables, whose chunks of a day come by themselves."""
 
-    def __init__(
-        self, connection: psycopg.Connection[Any], catalogue: Catalogue, keep: Keep
-    ) -> None:
-        self._connection: Final = connection
-        self._catalogue: Final = catalogue
-        self._keep: Final = keep
-        self._computed: set[str] = set()
-        """The aggregates that this process has seen complete up to some hour."""
+    _computed: set[str] = field(default_factory=set, init=False)
+    """The aggregates that this process has seen complete up to some hour."""
 
     def tend(self, fleet_us: int) -> None:
         """Drop chunks and hours that are too old, compute the hours that changed, compress."""
         now = moment(fleet_us)
-        cutoff = now - timedelta(days=self._keep.days)
+        cutoff = now - timedelta(days=self.keep.days)
         hour = now.replace(minute=0, second=0, microsecond=0)
-        for table in self._catalogue.tables:
+        for table in self.catalogue.tables:
             self._drop(table.name, cutoff)
         for name, (table_name, _, _) in AGGREGATES.items():
             self._compute(name, table_name, hour)
             self._drop(name, cutoff)
-        for table in self._catalogue.tables:
-            self._compress(table, now - timedelta(days=self._keep.compress_after_days))
+        for table in self.catalogue.tables:
+            self._compress(table, now - timedelta(days=self.keep.compress_after_days))
 
     def _drop(self, name: str, cutoff: datetime) -> None:
         """Drop the chunks that lie wholly before `cutoff`, so many at once as locks allow."""
-        found = self._connection.execute(
+        found = self.connection.execute(
             "select range_end from timescaledb_information.chunks"
             " join show_chunks(%s::regclass, older_than => %s::timestamptz) c"
             " on c = format('%%I.%%I', chunk_schema, chunk_name)::regclass order by 1",
@@ -161,7 +158,7 @@ class Chunks:
         ).fetchall()
         for at in range(0, len(found), MOST_CHUNKS):
             (end,) = found[min(at + MOST_CHUNKS, len(found)) - 1]
-            self._connection.execute(
+            self.connection.execute(
                 "select drop_chunks(%s::regclass, older_than => %s::timestamptz)",
                 (f"{SCHEMA}.{name}", end),
             )
@@ -175,7 +172,7 @@ class Chunks:
         """
         days: list[datetime] = []
         if name not in self._computed:
-            found = self._connection.execute(
+            found = self.connection.execute(
                 f"select min(time) from {SCHEMA}.{table} where time < %s",  # noqa: S608
                 (hour,),
             ).fetchone()
@@ -184,7 +181,7 @@ class Chunks:
                 days = [first + n * DAY for n in range((hour - first).days + 1)]
         for begin, end in zip([None, *days], [*days, hour], strict=True):
             if begin != end:
-                self._connection.execute(
+                self.connection.execute(
                     "call refresh_continuous_aggregate("
                     "%s::regclass, %s::timestamptz, %s::timestamptz)",
                     (f"{SCHEMA}.{name}", begin, end),
@@ -193,12 +190,12 @@ class Chunks:
 
     def _compress(self, table: Table, before: datetime) -> None:
         """Compress what is older and has not been, or has taken late rows since."""
-        found = self._connection.execute(
+        found = self.connection.execute(
             "select c::text from show_chunks(%s::regclass, older_than => %s::timestamptz) c",
             (f"{SCHEMA}.{table.name}", before),
         ).fetchall()
         for (chunk,) in found:
-            self._connection.execute(
+            self.connection.execute(
                 "select compress_chunk(%s::regclass, if_not_compressed => true)", (chunk,)
             )
 

@@ -29,7 +29,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The body of `/health`; `ready` is also the status code, 200 or 503.
 
     `silent_seconds` is how long ago the process's own loop said anything, ready or not: what
-    answers here is another thread.
+    answers here is another thread. `outside` says that the process runs and goes on trying, and
+    that what it is not ready for is no part of the loop, such as a store.
     """
 
     service: str
@@ -38,6 +39,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     positions: dict[str, int]
     last_progress_wall_us: int
     silent_seconds: float = 0.0
+    outside: bool = False
 
 
 class Health:
@@ -48,21 +50,26 @@ class Health:
         self._lock: Final = threading.Lock()
         self._ready = False
         self._detail = "starting"
+        self._outside = False
         self._positions: dict[str, int] = {}
         self._progress_us = wall_us()
         self._spoke_us = monotonic_us()
 
-    def waiting(self, detail: str) -> None:
-        """Say that the process cannot do its work yet, and what it waits for."""
+    def waiting(self, detail: str, *, outside: bool = False) -> None:
+        """Say that the process cannot do its work yet, what it waits for, and if that is outside.
+
+        What is outside is no part of the loop and may be away for as long as it likes.
+        """
         with self._lock:
             self._ready, self._detail, self._spoke_us = False, detail, monotonic_us()
+            self._outside = outside
         metrics.READY.set(0)
 
     def progress(self, detail: str, positions: Mapping[str, int] | None = None) -> None:
         """Say that the process works, and how far it has come."""
         with self._lock:
             self._ready, self._detail, self._progress_us = True, detail, wall_us()
-            self._spoke_us = monotonic_us()
+            self._spoke_us, self._outside = monotonic_us(), False
             if positions is not None:
                 self._positions = dict(positions)
         metrics.READY.set(1)
@@ -77,6 +84,7 @@ class Health:
                 positions=dict(self._positions),
                 last_progress_wall_us=self._progress_us,
                 silent_seconds=(monotonic_us() - self._spoke_us) / SECOND_US,
+                outside=self._outside,
             )
 
 

@@ -91,7 +91,8 @@ class Reporter:
             age_s = max(wall_us() / SECOND_US - oldest_ms / 1000, 0.0)
             metrics.SINK_OLDEST_AGE.labels(self._name).set(age_s)
         named_by = _NAMED_BY.get(self._name, self._name)
-        self._health.waiting(f"the store is away, attempt {attempt}, {named_by}: {why}")
+        away = f"the store is away, attempt {attempt}, {named_by}: {why}"
+        self._health.waiting(away, outside=True)
 
     def expired(self, part: Partition, missing: int) -> None:
         """Count a partition whose records were gone."""

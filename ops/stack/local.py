@@ -161,8 +161,6 @@ def assemble(options: Options, classpath: Sequence[Path]) -> LocalStack:
     )
     if server is not None:
         stack.units.append(_postgres_unit(server, server_port, settings.postgres_dsn))
-    elif settings.postgres_dsn:
-        stack.units.append(_named_postgres_unit(settings.postgres_dsn))
     stack.units.append(_topics_unit(stack, own_kafka=own_kafka))
     if "clickhouse" in http:
         to.embedded(http["clickhouse"], options.root)
@@ -251,21 +249,6 @@ def _postgres_unit(server: postgres.Postgres, port: int, dsn: str) -> Unit:
     )
 
 
-def _named_postgres_unit(dsn: str) -> Unit:
-    """Return the look at a server that a person named; that it is away stops nothing of ours."""
-
-    def prepare() -> str:
-        try:
-            return postgres.describe(dsn)
-        except StackError as error:
-            raise StackError(
-                f"the server that GPULOOP_POSTGRES_DSN names did not answer at the start, "
-                f"sink-timescale goes on trying ({error})"
-            ) from None
-
-    return Unit(name="postgres", prepare=prepare)
-
-
 def _service_unit(service: Service, settings: Settings, port: int, to: Stores) -> Unit:
     own = msgspec.structs.replace(to.settings(service.name, settings), http_port=port)
     # What the person's environment says about other libraries goes along; ours is exactly this.
@@ -306,7 +289,7 @@ def ask(port: int, *, loop_seconds: float | None = None) -> Answer:
         return Answer(False, "no answer", answered=False)
     if loop_seconds is not None and report.silent_seconds > loop_seconds:
         return Answer(False, f"its loop stands at: {report.detail}", answered=False)
-    return Answer(report.ready, report.detail)
+    return Answer(report.ready, report.detail, outside=report.outside)
 
 
 def health(port: int) -> Report | None:

@@ -248,7 +248,7 @@ class _Run:
         return now - self._started >= READY_SECONDS
 
     def _settled(self) -> bool:
-        return all(w.phase in (Phase.READY, Phase.FAILED) for w in self._supervisor.units.values())
+        return all(watched.settled() for watched in self._supervisor.units.values())
 
     def _look(self, now: float) -> None:
         """Note what a person must know, and for how long there was no fresh state."""

@@ -49,11 +49,15 @@ class Phase(StrEnum):
 
 
 class Answer(NamedTuple):
-    """What a unit says of itself; `answered` is false when nobody did, or not the one who works."""
+    """What a unit says of itself; `answered` is false when nobody did, or not the one who works.
+
+    `outside` is true of one that runs and is only not ready for what is no part of the loop.
+    """
 
     ready: bool
     detail: str
     answered: bool = True
+    outside: bool = False
 
 
 def _nothing() -> str:
@@ -71,7 +75,7 @@ class Unit:
     A process gets `ready_seconds` to be ready from when it last said something new of itself:
     recovering much takes long and is not hanging. One that was ready and then gives no answer for
     `hung_seconds` is started again; one that answers that it is not ready is left alone, for it may
-    wait for another.
+    wait for another. One that waits for what is outside has started, ready or not.
     """
 
     name: str
@@ -109,6 +113,7 @@ class Watched:
         self._interval = FIRST_PROBE_SECONDS
         self._unanswered = 0
         self._silent_since = 0.0
+        self._outside = False
 
     def step(self, now: float, *, needs_ready: bool) -> None:
         """Take what can be observed at `now` (monotonic seconds) and do what follows from it."""
@@ -123,6 +128,12 @@ class Watched:
                 self._start(now)
             case Phase.BACKOFF if now >= self._next:
                 self._prepare()
+
+    def settled(self) -> bool:
+        """Say whether a start has come to its end: ready, given up, or awaiting what is outside."""
+        if self.phase is Phase.UNREADY:
+            return self._outside
+        return self.phase in (Phase.READY, Phase.FAILED)
 
     def trouble(self) -> str:
         """Return what a person must know of the unit: given up, or failing again and again."""
@@ -239,7 +250,7 @@ class Watched:
     def _hear(self, answer: Answer, now: float) -> None:
         if answer.answered and answer.detail != self.detail:
             self._moved = now
-        self.detail = answer.detail
+        self.detail, self._outside = answer.detail, answer.outside
         if answer.answered:
             self._unanswered = 0
         else:
@@ -252,7 +263,7 @@ class Watched:
                 self._failures = 0
             self._next = now + RUNNING_PROBE_SECONDS
             return
-        if self.phase is not Phase.STARTING:
+        if self.phase is not Phase.STARTING or answer.outside:
             self.phase, self._ready_since = Phase.UNREADY, None
         self._interval = min(self._interval * 1.5, STARTING_PROBE_SECONDS)
         self._next = now + self._interval

@@ -1,9 +1,6 @@
 """The live view can be read on the smallest of terminals, and the re-runs do not depend on it."""
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from io import StringIO
-from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,13 +11,11 @@ from rich.console import Console
 from builders import pool_state
 from gpuloop.loop.settings import Settings
 from gpuloop.ops.cli.live import PlainView, screen
-from gpuloop.ops.stack import local
 from gpuloop.ops.stack.moment import Moment
 from gpuloop.ops.stack.services import SERVICES
 from gpuloop.ops.stack.tally import Tally
-from gpuloop.ops.stack.unit import Phase, Watched
+from gpuloop.ops.stack.unit import Phase
 from messages_shown import COMMAND, outcome
-from processes import until
 
 ALWAYS = [name for name, service in SERVICES.items() if service.profile != "gpu"]
 
@@ -81,21 +76,16 @@ def test_process_that_is_not_ready_is_named() -> None:
     assert last == "processes 1 of 2 ready · restarting: observe · restarts: observe 3"
 
 
-def test_named_store_that_is_away_is_told_once_with_its_setting_and_what_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_sink_whose_store_is_away_is_told_once_with_its_setting(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    unit = local._named_postgres_unit("postgresql://127.0.0.1:1/none")
-    with ThreadPoolExecutor(1) as workers:
-        watched = Watched(unit, log=tmp_path / "log", workers=workers)
-        look = partial(watched.step, 0.0, needs_ready=True)
-        until(lambda: watched.phase is Phase.FAILED, look)
-    away = moment(
-        supervisor=SimpleNamespace(units={"postgres": watched}, resident_bytes=0),
-        monitor=None,
-        notices=(watched.trouble(),),
-    )
-    PlainView().refresh(away)
+    view = PlainView()
+    for attempt in (1, 2):
+        detail = f"the store is away, attempt {attempt}, GPULOOP_POSTGRES_DSN: refused"
+        sink = SimpleNamespace(phase=Phase.UNREADY, detail=detail, restarts=0)
+        units = SimpleNamespace(units={"sink-timescale": sink}, resident_bytes=0)
+        view.refresh(moment(supervisor=units, monitor=None, notices=()))
     [said] = capsys.readouterr().out.splitlines()
-    assert "postgres: the server that GPULOOP_POSTGRES_DSN names did not answer" in said
-    assert "goes on trying" in said
-    assert "given up" not in said
+    assert said.endswith(
+        "sink-timescale not ready: the store is away, attempt 1, GPULOOP_POSTGRES_DSN: refused"
+    )

@@ -222,6 +222,30 @@ def test_process_that_says_how_far_it_has_come_may_take_its_time_to_be_ready(
         watched.child.kill_group()
 
 
+def test_process_that_awaits_what_is_outside_has_started_and_may_wait_for_as_long_as_it_likes(
+    tmp_path: Path,
+) -> None:
+    answers = [Answer(False, "the store is away", outside=True)]
+    with ThreadPoolExecutor(1) as workers:
+        unit = process_unit("sink", probe=lambda: answers[-1])
+        watched = Watched(unit, log=tmp_path / "log", workers=workers)
+        now = 0.0
+        until(lambda: watched.child is not None, lambda: watched.step(now, needs_ready=True))
+        assert not watched.settled()
+        for _ in range(20):
+            now += unit.ready_seconds
+            watched.step(now, needs_ready=True)
+            until(watched.settled, partial(watched.step, now, needs_ready=True))
+        shown = watched.state()
+        assert (shown.phase, shown.detail, shown.restarts) == ("not ready", "the store is away", 0)
+        assert watched.trouble() == ""
+        answers.append(Answer(True, "7 rows written"))
+        now += 60.0
+        until(lambda: watched.phase is Phase.READY, partial(watched.step, now, needs_ready=True))
+        assert watched.child is not None
+        watched.child.kill_group()
+
+
 def test_what_a_crashed_process_had_started_dies_with_it(
     supervise: Supervise, tmp_path: Path
 ) -> None:

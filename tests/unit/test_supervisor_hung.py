@@ -75,6 +75,13 @@ def test_process_that_says_it_is_not_ready_is_not_hung(probed: Probed) -> None:
     assert (probed.watched.phase, probed.watched.restarts) == (Phase.UNREADY, 0)
 
 
+def test_process_that_waits_for_a_part_of_the_loop_has_not_settled(probed: Probed) -> None:
+    assert probed.watched.settled()
+    probed.answer = Answer(False, "no fleet clock yet")
+    until(lambda: probed.watched.phase is Phase.UNREADY, probed.second)
+    assert not probed.watched.settled()
+
+
 def test_supervisor_that_was_itself_asleep_kills_nobody(probed: Probed) -> None:
     probed.answer = Answer(False, "no answer", answered=False)
     for _ in range(5):

@@ -93,10 +93,13 @@ Reason = Callable[[int], str]
 @dataclass(slots=True)
 class _Notes:
     rows: list[list[Adjustment]]
+    wanted: bool = True
     only: Flags = field(default_factory=lambda: np.ones(0, bool))
 
     def add(self, stage: Stage, before: Floats, after: Floats, reason: str | Reason) -> Floats:
         """Note what a stage changed in the rows of interest and return its result."""
+        if not self.wanted:
+            return after
         changed = ~(np.abs(before - after) <= 1e-9) & self.only[:, None]
         if changed.any():
             for row, column in zip(*np.nonzero(changed), strict=True):
@@ -145,14 +148,16 @@ def apply_envelope(
     state: EnvelopeState,
     config: EnvelopeConfig,
     out_of_range: Flags | None = None,
+    *,
+    noted: bool = True,
 ) -> Executed:
-    """Return what of a wish (n, 4) may be done.
+    """Return what of a wish (n, 4) may be done; why not the rest only where it is to be `noted`.
 
     A wish that is not finite, would leave a pool with nothing, or was made outside the range its
     policy knows, is replaced by the rule's, which passes every stage again; if that is unusable
     too, the pool holds. A tripped breaker holds.
     """
-    notes = _Notes([[] for _ in batch.pools])
+    notes = _Notes([[] for _ in batch.pools], wanted=noted)
     finite: Flags = np.all(np.isfinite(wish), axis=1)
     strange = finite & (np.zeros_like(finite) if out_of_range is None else out_of_range)
     empty = finite & ~strange & _empties(wish, batch)

@@ -36,14 +36,14 @@ def build_pool_worlds(
     *,
     hours: int,
     traces: Path | None,
-    workload: str | Workload = "auto",
+    workload: str | Workload | list[Workload] = "auto",
     slots: int = 4096,
     paired: bool = False,
 ) -> PoolWorlds:
     """Return worlds side by side that live for `hours`; row w x pools + p is pool p of world w.
 
-    Where they are `paired` their nodes meet the luck they have at the other level, which takes
-    longer to look up than to draw.
+    They live on the same workload, or each on its own of a list. Where they are `paired` their
+    nodes meet the luck they have at the other level, which takes longer to look up than to draw.
 
     Raises:
         ValueError: the workload does not exist, or a world has what this level does not know:
@@ -53,7 +53,8 @@ def build_pool_worlds(
     """
     for config in configs:
         _refuse_what_is_unknown(config)
-    worlds = [_World(config, traces, workload, hours) for config in configs]
+    jobs = workload if isinstance(workload, list) else [workload] * len(configs)
+    worlds = [_World(config, traces, one, hours) for config, one in zip(configs, jobs, strict=True)]
     specs = _specs([pool for world in worlds for pool in world.jobs])
     return PoolWorlds(_rules(configs, worlds, hours, paired), specs, slots=slots)
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuloop.schemas.messages.learning import COMPONENTS
-from gpuloop.twin.pool_level import arrays, kernel
+from gpuloop.twin.pool_level import arrays, kernel, sight
 from gpuloop.twin.pool_level.arrays import FIELD, NEVER, Rules, Specs, State
 
 GANG_NODES: Final = 17
@@ -68,6 +68,12 @@ class PoolWorlds:
         low = self.rules.reference * self.rules.price_floor
         high = self.rules.reference * self.rules.price_ceiling
         self.state.quote[:] = np.clip(quotes, low, high)
+
+    def look(self) -> sight.Sight:
+        """Return what telemetry would say of the rows now."""
+        seen = sight.blank(self.rows, self.state.phase.shape[1])
+        sight.look(self.state, self.rules, self.specs, seen)
+        return seen
 
     def books(self) -> dict[str, NDArray[np.float64]]:
         """Return millionths of US dollars by ledger component, (rows,), costs negative."""

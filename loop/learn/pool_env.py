@@ -1,0 +1,180 @@
+"""Pools of drawn worlds as a stable-baselines3 environment: the control problem at pool level.
+
+What is observed, what an action means and what is earned are those of `learn.environment`, so an
+actor that was trained here serves there and live. All worlds of an episode end together, by
+truncation only; the next episode is the worlds of the next seeds.
+"""
+
+from typing import Any, Final
+
+import gymnasium
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from gpuloop.loop.learn.environment import Actions, Observations, Wrapper
+from gpuloop.loop.learn.experience import ACTION_SIZE, CUT_PENALTY, REWARD_SCALE_USD
+from gpuloop.loop.learn.pool_course import Lateness, PoolCourse
+from gpuloop.loop.learn.scenarios import Domain
+from gpuloop.loop.learn.spaces import Scaling, action_box, observation_box
+from gpuloop.reasoning.rule import RuleConfig
+from gpuloop.schemas.messages.learning import Normaliser
+from gpuloop.schemas.policy import CONTROL_TICK_US, PoolBatch
+from gpuloop.schemas.units import HOUR_US
+
+
+class PoolVecEnv(VecEnv):
+    """Every pool of every world is a sub-environment; the seed of the first names the worlds."""
+
+    def __init__(
+        self,
+        domain: Domain,
+        *,
+        seed: int = 0,
+        rule: RuleConfig | None = None,
+        lateness: Lateness | None = None,
+        normaliser: Normaliser | None = None,
+        priced: bool = False,
+    ) -> None:
+        """Act in worlds of a domain, the first of them that of `seed`."""
+        self.domain: Final = domain
+        self.render_mode = None
+        self._rule = rule
+        self._lateness = lateness
+        self._priced = priced
+        self._scaling = Scaling(normaliser) if normaliser else None
+        self._next_seed = seed
+        self._actions: Actions | None = None
+        self._ticks = domain.hours * HOUR_US // CONTROL_TICK_US
+        self.course: PoolCourse
+        self.batch: PoolBatch
+        self._begin()
+        box = observation_box(normaliser.clip if normaliser else np.inf)
+        super().__init__(self.course.worlds.rows, box, action_box())
+
+    def reset(self) -> Observations:
+        """Begin the worlds that were seeded, or the next ones."""
+        if self._seeds[0] is not None:
+            self._next_seed = self._seeds[0]
+        self._begin()
+        self._reset_seeds()
+        self._reset_options()
+        return self._observed()
+
+    def step_async(self, actions: Actions) -> None:
+        """Take the actions of all pools, (n, 4)."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Let a control tick pass; at the end of an episode the next one begins at once.
+
+        Raises:
+            RuntimeError: there are no actions.
+
+        """
+        if self._actions is None:
+            raise RuntimeError("there are no actions to step with")
+        actions, self._actions = np.asarray(self._actions, float), None
+        course, batch = self.course, self.batch
+        done = course.act(batch.rule + np.clip(actions, -1.0, 1.0) * batch.delta)
+        self.batch = course.look()
+        penalty = CUT_PENALTY * np.square(done.cut).mean(axis=1)
+        rewards = course.earned_usd / REWARD_SCALE_USD - penalty
+        observations = self._observed()
+        self._tick += 1
+        truncated = self._tick >= self._ticks
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if truncated:
+            for info, last in zip(infos, observations, strict=True):
+                info |= {"terminal_observation": last, "TimeLimit.truncated": True}
+            self._begin()
+            observations = self._observed()
+        return observations, rewards.astype(np.float32), np.full(self.num_envs, truncated), infos
+
+    def _begin(self) -> None:
+        worlds, seed = self.domain.build(self._next_seed), self._next_seed
+        self._next_seed += self.domain.worlds
+        self._tick = 0
+        self.course = PoolCourse(
+            worlds, seed=seed, rule=self._rule, lateness=self._lateness, priced=self._priced
+        )
+        self.batch = self.course.look()
+
+    def _observed(self) -> Observations:
+        observations = self.batch.observation.astype(np.float32)
+        return self._scaling(observations) if self._scaling else observations
+
+    def close(self) -> None:
+        """Do nothing: a world in memory holds nothing open."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return an attribute, which all pools have in common."""
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Refuse: pools have no attributes of their own.
+
+        Raises:
+            AttributeError: always.
+
+        """
+        raise AttributeError(f"{attr_name}: pools side by side have no attributes of their own")
+
+    def env_method(
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
+    ) -> list[Any]:
+        """Refuse: pools have no methods of their own.
+
+        Raises:
+            AttributeError: always.
+
+        """
+        raise AttributeError(f"{method_name}: pools side by side have no methods of their own")
+
+    def env_is_wrapped(self, wrapper_class: Wrapper, indices: VecEnvIndices = None) -> list[bool]:
+        """Say that no pool is wrapped."""
+        return [False for _ in self._get_indices(indices)]
+
+
+class OnePoolEnv(gymnasium.Env[Observations, Actions]):
+    """One pool of drawn worlds as a Gymnasium environment; the others follow the rule."""
+
+    metadata: dict[str, Any] = {"render_modes": []}
+
+    def __init__(self, pools: PoolVecEnv, row: int = 0) -> None:
+        """Act for one row of the pools side by side.
+
+        Raises:
+            ValueError: there is no such row.
+
+        """
+        if not 0 <= row < pools.num_envs:
+            raise ValueError(f"there is no row {row} among {pools.num_envs} pools")
+        self.observation_space = pools.observation_space
+        self.action_space = pools.action_space
+        self._pools: Final = pools
+        self._row: Final = row
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
+        """Begin the worlds of a seed, or the next ones; there are no options."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self._pools.seed(seed)
+        return self._pools.reset()[self._row], {}
+
+    def step(self, action: Actions) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
+        """Act for the pool; the task never terminates, it is truncated."""
+        actions = np.zeros((self._pools.num_envs, ACTION_SIZE), np.float32)
+        actions[self._row] = action
+        self._pools.step_async(actions)
+        told, rewards, done, infos = self._pools.step_wait()
+        observations = np.asarray(told)
+        info = infos[self._row]
+        last = info.pop("terminal_observation", observations[self._row])
+        return last, float(rewards[self._row]), False, bool(done[self._row]), info

@@ -141,12 +141,13 @@ def test_order_of_settings_and_days_does_not_matter() -> None:
         assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high))
 
 
-def test_setting_that_judged_nobody_is_no_point() -> None:
-    """Nobody was violated at it either, and it was free."""
-    runs = flat("one", (*SLOPE, (0.0, 0.0)))
-    runs.judged[:, 3] = 0.0
-    found = compared(runs)
-    assert value(found.cost_at_equal_service_vs_rule) == pytest.approx(1.0)
+@pytest.mark.parametrize("cost", [0.0, 900.0])
+def test_setting_that_judged_nobody_is_no_point(cost: float) -> None:
+    """Nobody was violated at it either: it neither beats a setting nor widens the frontier."""
+    runs = flat("one", (*SLOPE[1:], (0.0, cost)))
+    runs.judged[:, 2] = 0.0
+    assert value(compared(runs).cost_at_equal_service_vs_rule) == pytest.approx(1.0)
+    assert "no overlap" in reason(compared(runs, tuned=0.0).cost_at_equal_service_vs_rule)
 
 
 def test_cost_of_several_seeds_is_their_mean() -> None:

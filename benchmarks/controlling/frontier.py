@@ -166,9 +166,7 @@ def rate_at(points: Points, cost: Read) -> Read:
 
 def _read(x: Floats, y: Floats, known: Flags, at: Read, *, logarithm: tuple[bool, bool]) -> Read:
     """Return y of the Pareto set at x; which of the two is a rate says `logarithm`."""
-    worse = (x[:, None, :] <= x[:, :, None]) & (y[:, None, :] <= y[:, :, None])
-    better = (x[:, None, :] < x[:, :, None]) | (y[:, None, :] < y[:, :, None])
-    kept = known & ~np.any(worse & better & known[:, None, :], axis=2)
+    kept = _kept(x, y, known)
     place = at.value[:, None]
     left = np.where(kept & (x <= place), x, -np.inf).argmax(1)
     right = np.where(kept & (x >= place), x, np.inf).argmin(1)
@@ -188,6 +186,18 @@ def _read(x: Floats, y: Floats, known: Flags, at: Read, *, logarithm: tuple[bool
     value = y0 + share * (y1 - y0)
     value = np.where(of_y & inside, np.exp(value), value)
     return Read(np.where(inside, value, 0.0), inside)
+
+
+def pareto(points: Points) -> Flags:
+    """Return which settings, (draws, settings), no other beats in rate and in cost."""
+    return _kept(points.rate, points.cost, points.known)
+
+
+def _kept(x: Floats, y: Floats, known: Flags) -> Flags:
+    no_worse = (x[:, None, :] <= x[:, :, None]) & (y[:, None, :] <= y[:, :, None])
+    better = (x[:, None, :] < x[:, :, None]) | (y[:, None, :] < y[:, :, None])
+    kept: Flags = known & ~np.any(no_worse & better & known[:, None, :], axis=2)
+    return kept
 
 
 def _log(numbers: Floats, where: Flags) -> Floats:

@@ -115,9 +115,10 @@ class TestPhilly:
     """The published trace, where it is whole."""
 
     def test_weeks_are_those_that_were_fixed(self) -> None:
+        if len(read_philly(Path(str(TRACES)) / JOBS)) != 68_063:
+            pytest.skip("this folder does not hold the whole trace")
         found = split(Path(str(TRACES)))
-        if not found.known:
-            pytest.skip("this folder lacks the training weeks")
+        assert found.known
         assert (found.train, found.tune, found.bounds) == (TRAIN, TUNE, None)
         assert found.test[0].first_us == midnight_us("2017-10-16")
 

@@ -184,7 +184,7 @@ def _read(x: Floats, y: Floats, known: Flags, at: Read, *, logarithm: tuple[bool
     width = x1 - x0
     share = np.divide(x_at - x0, width, out=np.zeros(len(x)), where=inside & (width > 0))
     value = y0 + share * (y1 - y0)
-    value = np.where(of_y & inside, np.exp(value), value)
+    value = np.exp(value, out=value.copy(), where=of_y & inside)
     return Read(np.where(inside, value, 0.0), inside)
 
 

@@ -100,6 +100,13 @@ def test_nothing_is_extrapolated() -> None:
     assert at(SLOPE, cost=301.0) is None
 
 
+def test_costs_of_a_large_fleet_overflow_nothing() -> None:
+    with np.errstate(all="raise"):
+        assert at(dear(1_000.0), rate=0.08) == pytest.approx(150_000.0)
+        assert at(dear(1_000.0), rate=0.5) is None
+        assert at(((0.0, 9e5), (0.04, 8e5)), cost=8.5e5) == pytest.approx(0.02)
+
+
 def test_setting_that_another_beats_in_both_is_not_used() -> None:
     assert at((*SLOPE, (0.08, 500.0)), rate=0.08) == pytest.approx(150.0)
     assert at((*SLOPE, (0.08, 160.0)), rate=0.08) == pytest.approx(160.0)

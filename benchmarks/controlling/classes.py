@@ -1,6 +1,6 @@
 """Which kind of load a pool met on a day: steady, cyclical, bursty or flash, from arrivals alone.
 
-    python benchmarks/controlling/classes.py [--traces DIR]
+    python benchmarks/controlling/classes.py [--traces DIR] > docs/loads.md
 
 The thresholds stand here and were fixed before any controller ran, on Philly's training days and on
 generated days; the command prints the figures that led to them, and how often generated days of
@@ -192,11 +192,13 @@ def figures(traces: Path | None) -> str:
             Philly(traces / JOBS, TRAINING_US), TwinConfig(), first_us=TRAINING_US,
             days=TRAINING_DAYS,
         )  # fmt: skip
-    lines = ["10, 50 and 90 % of days:", "", *_headed("days", "pool", *FIGURES)]
+    lines = [*thresholds(), "", "10, 50 and 90 % of days:", ""]
+    lines += _headed("days", "pool", *FIGURES)
     for what, by_pool in table.items():
         for pool, days in by_pool.items():
             low, middle, high = np.quantile([_flat(day) for day in days], (0.1, 0.5, 0.9), axis=0)
-            cells = [f"{a:.3g} {b:.3g} {c:.3g}" for a, b, c in zip(low, middle, high, strict=True)]
+            triples = zip(low, middle, high, strict=True)
+            cells = [" ".join(f"{round(one, 3):.3g}" for one in triple) for triple in triples]
             lines.append(f"| {what} | {pool} | {' | '.join(cells)} |")
     table |= {f"{shape}, unseen": generated(shape, UNSEEN_SEEDS) for shape in CLASSES}
     lines += ["", "Days recognised as:", "", *_headed("days", "pool", *CLASSES, "none")]
@@ -215,6 +217,31 @@ FIGURES: Final = (
     "peak",
     "cycle",
 )
+
+
+def thresholds() -> list[str]:
+    """Return in words, as Markdown, by which thresholds days are classed."""
+    hours, minutes = (f"{a} and {b}" for a, b in (UNEVEN_HOURS, UNEVEN_MINUTES))
+    rest_hours, rest_minutes = (f"{a} and {b}" for a, b in (UNEVEN_REST_HOURS, UNEVEN_REST_MINUTES))
+    return [
+        "# Classes of loads",
+        "",
+        "By which thresholds a pool's day is called steady, cyclical, bursty or flash, and what",
+        "they were chosen on before any controller ran. `seen` are the generated days that they",
+        "were chosen on, beside Philly's training days; `unseen` are days of other seeds. No day",
+        "that is scored is among them. Written by `python benchmarks/controlling/classes.py`.",
+        "",
+        f"- No class: fewer than {FEWEST_JOBS} jobs.",
+        f"- Uneven: dispersion and variance of the rate reach {hours} by hours,",
+        f"  or {minutes} by five minutes.",
+        f"- Flash: uneven, with an hour of {FLASH_PEAK:g} times the rest; and without its busiest",
+        f"  {FLASH_HOURS} hours the day reaches neither {rest_hours} nor {rest_minutes}.",
+        "- Bursty: any other uneven day.",
+        f"- Cyclical: even, and the hour of the day explains at least {100 * CYCLE:.0f} % of what",
+        f"  differed between hours over the {WEEK_DAYS} days before (at least {FEWEST_DAYS} are",
+        "  needed), adjusted for chance.",
+        "- Steady: the rest.",
+    ]
 
 
 def _flat(day: Statistics) -> list[float]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.controlling.classes import (
     class_of,
     generated,
     statistics,
+    thresholds,
 )
 
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
@@ -115,3 +117,8 @@ def test_unevenness_is_measured_at_any_load_alike() -> None:
         (day,) = statistics(FIRST_US + hours * HOUR_US + spread, first_us=FIRST_US, days=1)
         assert day.hours.variance == pytest.approx(24 / 23 - 1 / jobs)
         assert day.hours.dispersion == pytest.approx(24 / 23 * jobs)
+
+
+def test_page_of_figures_names_the_thresholds_in_force() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "loads.md").read_text()
+    assert page.startswith("\n".join(thresholds()))

@@ -6,6 +6,7 @@ up to `Lateness.decide_us` later, and as live about every other one knows the ca
 before. Prices are frozen unless the course is `priced`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -86,8 +87,12 @@ class PoolCourse:
         envelope: EnvelopeConfig | None = None,
         lateness: Lateness | None = None,
         priced: bool = False,
+        names: Sequence[str] | None = None,
     ) -> None:
-        """Take over worlds that have just begun; `seed` is that of how late decisions are."""
+        """Take over worlds that have just begun; `seed` is that of how late decisions are.
+
+        Controllers know the rows by `names`, which need not differ from world to world.
+        """
         self.worlds: Final = worlds
         self.rule: Final = rule or RuleConfig()
         self.envelope: Final = envelope or EnvelopeConfig()
@@ -101,7 +106,8 @@ class PoolCourse:
         self._last_steps = np.zeros((worlds.rows, len(DIMENSIONS)))
         self._capacity = self._newest = worlds.look()
         self._markup = worlds.state.quote / self._market()
-        self._names: Final = tuple(f"pool{row}" for row in range(worlds.rows))
+        numbered = [f"pool{row}" for row in range(worlds.rows)]
+        self._names: Final = tuple(numbered if names is None else names)
         self._late_us = 0
         self.booked_usd: Floats = self._total()
         """What the ledgers held at the last look, (n,)."""
@@ -134,7 +140,8 @@ class PoolCourse:
             counts[:, arrays.TURNED_AWAY].astype(float),
         )
         self._forecasts.learn(demand, now.arrived_gpus)
-        stale = self._rng.random(worlds.rows) < self._lateness.stale_share
+        # One draw for all: who is compared on the same worlds is late at the same ticks.
+        stale = np.full(worlds.rows, self._rng.random() < self._lateness.stale_share)
         self._late_us = int(self._rng.integers(0, self._lateness.decide_us + 1))
         seen = _capacity_of(before, now, stale)
         batch, facts = self._see(seen, stale)

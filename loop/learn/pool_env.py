@@ -1,7 +1,9 @@
 """Pools of drawn worlds as a stable-baselines3 environment: the control problem at pool level.
 
-What is observed, what an action means and what is earned are those of `learn.environment`, so an
-actor that was trained here serves there and live. All worlds of an episode end together, by
+What is observed and what an action means are those of `learn.environment`, so an actor that was
+trained here serves there and live. What is earned may be told as the difference to what the rule
+alone earns in the same tick of a copy of the same world: that leaves the best policy as it is and
+takes away most of what has nothing to do with actions. All worlds of an episode end together, by
 truncation only; the next episode is the worlds of the next seeds.
 """
 
@@ -22,6 +24,9 @@ from gpuloop.schemas.messages.learning import Normaliser
 from gpuloop.schemas.policy import CONTROL_TICK_US, PoolBatch
 from gpuloop.schemas.units import HOUR_US
 
+DIFFERENCE_USD: Final = 1.0
+"""Dollars of difference to the rule per unit of reward: about what an idle node costs in ticks."""
+
 
 class PoolVecEnv(VecEnv):
     """Every pool of every world is a sub-environment; the seed of the first names the worlds."""
@@ -35,13 +40,18 @@ class PoolVecEnv(VecEnv):
         lateness: Lateness | None = None,
         normaliser: Normaliser | None = None,
         priced: bool = False,
+        beside_rule: bool = False,
     ) -> None:
-        """Act in worlds of a domain, the first of them that of `seed`."""
+        """Act in worlds of a domain, the first of them that of `seed`.
+
+        `beside_rule` tells rewards as differences to the rule, in units of `DIFFERENCE_USD`.
+        """
         self.domain: Final = domain
         self.render_mode = None
         self._rule = rule
         self._lateness = lateness
         self._priced = priced
+        self._copies = 2 if beside_rule else 1
         self._scaling = Scaling(normaliser) if normaliser else None
         self._next_seed = seed
         self._actions: Actions | None = None
@@ -50,7 +60,7 @@ class PoolVecEnv(VecEnv):
         self.batch: PoolBatch
         self._begin()
         box = observation_box(normaliser.clip if normaliser else np.inf)
-        super().__init__(self.course.worlds.rows, box, action_box())
+        super().__init__(self._rows, box, action_box())
 
     def reset(self) -> Observations:
         """Begin the worlds that were seeded, or the next ones."""
@@ -74,12 +84,16 @@ class PoolVecEnv(VecEnv):
         """
         if self._actions is None:
             raise RuntimeError("there are no actions to step with")
-        actions, self._actions = np.asarray(self._actions, float), None
-        course, batch = self.course, self.batch
-        done = course.act(batch.rule + np.clip(actions, -1.0, 1.0) * batch.delta)
+        course, batch, rows = self.course, self.batch, self._rows
+        offsets = np.zeros_like(batch.present)
+        offsets[:rows] = np.clip(self._actions, -1.0, 1.0)
+        self._actions = None
+        done = course.act(batch.rule + offsets * batch.delta)
         self.batch = course.look()
-        penalty = CUT_PENALTY * np.square(done.cut).mean(axis=1)
-        rewards = course.earned_usd / REWARD_SCALE_USD - penalty
+        rewards = course.earned_usd[:rows] / REWARD_SCALE_USD
+        if self._copies > 1:
+            rewards = (course.earned_usd[:rows] - course.earned_usd[rows:]) / DIFFERENCE_USD
+        rewards = rewards - CUT_PENALTY * np.square(done.cut[:rows]).mean(axis=1)
         observations = self._observed()
         self._tick += 1
         truncated = self._tick >= self._ticks
@@ -92,7 +106,9 @@ class PoolVecEnv(VecEnv):
         return observations, rewards.astype(np.float32), np.full(self.num_envs, truncated), infos
 
     def _begin(self) -> None:
-        worlds, seed = self.domain.build(self._next_seed), self._next_seed
+        seed = self._next_seed
+        worlds = self.domain.build(seed, copies=self._copies)
+        self._rows = worlds.rows // self._copies
         self._next_seed += self.domain.worlds
         self._tick = 0
         self.course = PoolCourse(
@@ -101,7 +117,7 @@ class PoolVecEnv(VecEnv):
         self.batch = self.course.look()
 
     def _observed(self) -> Observations:
-        observations = self.batch.observation.astype(np.float32)
+        observations = self.batch.observation[: self._rows].astype(np.float32)
         return self._scaling(observations) if self._scaling else observations
 
     def close(self) -> None:

@@ -77,8 +77,8 @@ class Domain:
         which = f"generator:{shape}" if generated else "philly"
         return config, build_workload(self.traces, which, start_us=start_us, seed=seed, shape=shape)
 
-    def build(self, seed: int) -> PoolWorlds:
-        """Return the worlds of seeds `seed` to `seed + worlds - 1`, side by side."""
+    def build(self, seed: int, *, copies: int = 1) -> PoolWorlds:
+        """Return the worlds of seeds `seed` to `seed + worlds - 1`, side by side, in copies."""
         drawn = [self.draw(seed + world) for world in range(self.worlds)]
         return build_pool_worlds(
             [config for config, _ in drawn],
@@ -86,6 +86,7 @@ class Domain:
             traces=self.traces,
             workload=[workload for _, workload in drawn],
             slots=SLOTS,
+            copies=copies,
         )
 
     def _pool(self, pool: PoolConfig, rng: np.random.Generator) -> PoolConfig:

@@ -39,8 +39,11 @@ def build_pool_worlds(
     workload: str | Workload | list[Workload] = "auto",
     slots: int = 4096,
     paired: bool = False,
+    copies: int = 1,
 ) -> PoolWorlds:
     """Return worlds side by side that live for `hours`; row w x pools + p is pool p of world w.
+
+    All of them come `copies` times, one set after the other: the same jobs and the same luck.
 
     They live on the same workload, or each on its own of a list. Where they are `paired` their
     nodes meet the luck they have at the other level, which takes longer to look up than to draw.
@@ -56,7 +59,12 @@ def build_pool_worlds(
     jobs = workload if isinstance(workload, list) else [workload] * len(configs)
     worlds = [_World(config, traces, one, hours) for config, one in zip(configs, jobs, strict=True)]
     specs = _specs([pool for world in worlds for pool in world.jobs])
-    return PoolWorlds(_rules(configs, worlds, hours, paired), specs, slots=slots)
+    rules = _copied(_rules(configs, worlds, hours, paired), copies, jobs=len(specs.at_us))
+    columns: dict[str, NDArray[Any]] = {
+        name: np.tile(column, copies) for name, column in specs._asdict().items()
+    }
+    specs = Specs(**columns)
+    return PoolWorlds(rules, specs, slots=slots)
 
 
 def _refuse_what_is_unknown(config: TwinConfig) -> None:
@@ -220,6 +228,18 @@ def _rules(
         service_watts=floats([(m.limit_watts - m.idle_watts) * busy for m in models]),
         service_rate=_request_rates(pairs, services, hours),
     )
+
+
+def _copied(rules: Rules, copies: int, jobs: int) -> Rules:
+    """Return rules several times; each copy's jobs come after those of the one before."""
+    rows = len(rules.first)
+    told: dict[str, NDArray[Any]] = {
+        name: np.concatenate([column] * copies) for name, column in rules._asdict().items()
+    }
+    offset = np.repeat(np.arange(copies) * jobs, rows)
+    for name in ("first", "arrivals", "last"):
+        told[name] = told[name] + offset
+    return Rules(**told)
 
 
 def _names(pool: PoolConfig, slots: int) -> list[str]:

@@ -1,0 +1,176 @@
+"""Controllers side by side on copies of the same worlds, and what they left behind.
+
+Every entrant gets worlds of its own with the same jobs, prices and luck, sees them as late as the
+others and is guarded by the same envelope. Prices are frozen, and the purchase mix is the same for
+all (`reasoning.baselines.controller`), so that what differs is capacity.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from benchmarks.controlling.service import Score, Window, on_demand_prices, score, work_done_us
+from numpy.typing import NDArray
+
+from gpuloop.loop.learn.pool_course import PoolCourse
+from gpuloop.reasoning.baselines.controller import Controller
+from gpuloop.reasoning.rule import RuleConfig
+from gpuloop.schemas.policy import CONTROL_TICK_US, Floats, PoolBatch
+from gpuloop.schemas.units import USD_MICROS
+from gpuloop.twin.config import TwinConfig
+from gpuloop.twin.pool_level import arrays
+from gpuloop.twin.pool_level.build import build_pool_worlds
+from gpuloop.twin.workload import DAY_US, Workload
+
+SLOTS: Final = 4096
+DAY_TICKS: Final = DAY_US // CONTROL_TICK_US
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entrant:
+    """One controller at one setting of its knob."""
+
+    name: str
+    setting: float
+    controller: Controller
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Whole days of some worlds; the first `unscored` of them are lived through and not scored."""
+
+    configs: Sequence[TwinConfig]
+    workloads: Sequence[Workload]
+    traces: Path | None
+    days: int
+    unscored: int = 0
+    seed: int = 0
+    rule: RuleConfig = field(default_factory=RuleConfig)
+    """What every policy sees the wish of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Played:
+    """What entrants came to: scores with rows (pools of all worlds, in the order of the stage).
+
+    `differing` is the share of decisions whose executed action was not the rule's.
+    """
+
+    scores: tuple[Score, ...]
+    earned_usd: tuple[Floats, ...]
+    """What the ledgers of each entrant's rows took in over the scored days, (rows,)."""
+    differing: tuple[float, ...]
+    jobs: tuple[NDArray[np.int64], ...]
+    """Submission times of the jobs of each row, those of the unscored days as well."""
+
+
+def play(
+    stage: Stage, entrants: Sequence[Entrant], tell: Callable[[int], None] = lambda _: None
+) -> Played:
+    """Let entrants live through a stage side by side; `tell` is told each day that has passed.
+
+    Raises:
+        SlotsFull: a pool had more jobs at once than this harness keeps.
+
+    """
+    worlds = build_pool_worlds(
+        list(stage.configs),
+        hours=stage.days * 24 + 1,
+        traces=stage.traces,
+        workload=list(stage.workloads),
+        slots=SLOTS,
+        copies=len(entrants),
+    )
+    names = [pool.name for config in stage.configs for pool in config.pools] * len(entrants)
+    course = PoolCourse(worlds, seed=stage.seed, names=names, rule=stage.rule)
+    pools = worlds.rows // len(entrants)
+    shares = [slice(place * pools, (place + 1) * pools) for place in range(len(entrants))]
+    for entrant in entrants:
+        entrant.controller.reset(np.ones(pools, dtype=np.bool_))
+    differing = np.zeros(len(entrants))
+    books, counts = [worlds.state.books.copy()], [worlds.state.counts.copy()]
+    for day in range(stage.days):
+        for _ in range(DAY_TICKS):
+            batch = course.look()
+            wish = np.empty_like(batch.present)
+            for entrant, share in zip(entrants, shares, strict=True):
+                wish[share] = entrant.controller(rows_of(batch, share))
+            done = course.act(wish).action
+            off = (np.abs(done - np.clip(batch.rule, batch.low, batch.high)) > 0.5).any(axis=1)
+            differing += off.reshape(len(entrants), pools).mean(axis=1)
+        books.append(worlds.state.books.copy())
+        counts.append(worlds.state.counts.copy())
+        tell(day + 1)
+    first_us = worlds.rules.start_us + stage.unscored * DAY_US
+    prices = np.concatenate(
+        [
+            on_demand_prices(
+                config,
+                traces=stage.traces,
+                start_us=workload.start_us,
+                first_us=workload.start_us + stage.unscored * DAY_US,
+                hours=(stage.days - stage.unscored) * 24,
+            )
+            for config, workload in zip(stage.configs, stage.workloads, strict=True)
+        ]
+    )
+    whole = score(
+        worlds.rules,
+        worlds.specs,
+        Window(
+            first_us=first_us,
+            books=np.array(books[stage.unscored :]),
+            counts=np.array(counts[stage.unscored :]),
+            work_done_us=work_done_us(worlds.state, worlds.specs),
+            on_demand=np.tile(prices, (len(entrants), 1)),
+        ),
+    )
+    flow = books[-1] - books[stage.unscored]
+    signs = np.where(np.arange(flow.shape[1]) == arrays.REVENUE, 1.0, -1.0)
+    earned = (flow * signs).sum(axis=1) / USD_MICROS
+    return Played(
+        scores=tuple(_rows(whole, share) for share in shares),
+        earned_usd=tuple(earned[share] for share in shares),
+        differing=tuple((differing / (stage.days * DAY_TICKS)).tolist()),
+        jobs=tuple(
+            worlds.specs.at_us[worlds.rules.first[row] : worlds.rules.last[row]]
+            for row in range(pools)
+        ),
+    )
+
+
+def rows_of(batch: PoolBatch, rows: slice) -> PoolBatch:
+    """Return some rows of a batch."""
+    return replace(
+        batch, **{name: getattr(batch, name)[rows] for name in PoolBatch.__dataclass_fields__}
+    )
+
+
+def _rows(whole: Score, rows: slice) -> Score:
+    return Score(**{name: getattr(whole, name)[rows] for name in Score.__dataclass_fields__})
+
+
+Offsets = Callable[[Floats], Floats]
+
+
+class Residual:
+    """A learned offset on a controller, at an alpha."""
+
+    def __init__(self, base: Controller, offsets: Offsets, alpha: float) -> None:
+        """Add `alpha` times the offsets, in delta limits, to what the base wishes."""
+        self._base = base
+        self._offsets = offsets
+        self._alpha = alpha
+
+    def reset(self, rows: NDArray[np.bool_]) -> None:
+        """Let the base forget."""
+        self._base.reset(rows)
+
+    def __call__(self, batch: PoolBatch) -> Floats:
+        """Return the wish, (n, 4)."""
+        wish: Floats = (
+            self._base(batch) + self._alpha * self._offsets(batch.observation) * batch.delta
+        )
+        return wish

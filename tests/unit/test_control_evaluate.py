@@ -1,0 +1,142 @@
+"""Worlds of scored days: who runs in them, when they begin and what their days are called."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.controlling.classes import CLASSES
+from benchmarks.controlling.evaluate import bounded, demanded, plan, scheduled
+from benchmarks.controlling.play import Entrant, Residual, Stage, play
+from benchmarks.controlling.splits import Span, Split, split
+from msgspec.structs import replace
+
+from gpuloop.reasoning.baselines.catalogue import CONTROLLERS
+from gpuloop.reasoning.rule import RuleConfig
+from gpuloop.schemas.units import HOUR_US
+from gpuloop.twin.config import TwinConfig
+from gpuloop.twin.workload import DAY_US, Generator, JobSpec
+
+FIRST_US = 20_000 * DAY_US
+
+
+class Listed:
+    """A workload of given jobs."""
+
+    name = "listed"
+    start_us = FIRST_US
+
+    def __init__(self, *jobs: JobSpec) -> None:
+        self._jobs = jobs
+
+    def arrivals(self, hour: int) -> tuple[JobSpec, ...]:
+        return tuple(job for job in self._jobs if job.submitted_us // HOUR_US == hour)
+
+    def running_at(self, at_us: int) -> tuple[JobSpec, ...]:
+        return ()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Return a folder of ten generated days that are laid out like Philly's."""
+    found = tmp_path_factory.mktemp("traces")
+    (found / "philly").mkdir()
+    jobs = [
+        job
+        for hour in range(FIRST_US // HOUR_US, FIRST_US // HOUR_US + 240)
+        for job in Generator("bursty", 77, FIRST_US).arrivals(hour)
+    ]
+    with gzip.open(found / "philly" / "jobs.csv.gz", "wt") as out:
+        out.write("timestamp,duration,num_gpus,gpu_time,cluster\n")
+        for job in jobs:
+            at = np.datetime64(job.submitted_us, "us").astype("datetime64[s]")
+            out.write(f"{str(at).replace('T', ' ')},{job.work_us / 1e6},{job.gpus},0,new\n")
+    return found
+
+
+def test_demand_is_what_runs_if_nothing_waits():
+    config = replace(TwinConfig(), arrival_share=1.0)
+    job = JobSpec(FIRST_US + HOUR_US, "one", 4, 2 * HOUR_US, "t")
+    found = demanded(config, Listed(job), Span(FIRST_US, 1))
+    total = sum(found.values())
+    assert total[:5].tolist() == [0.0, 4.0, 4.0, 0.0, 0.0]
+
+
+def test_a_new_folders_fleet_is_sized_by_its_first_days_which_are_not_scored(folder):
+    parts = split(folder)
+    assert not parts.known
+    assert parts.bounds is not None
+    fleet = bounded(TwinConfig(), parts.bounds, folder)
+    assert [pool.nodes_max for pool in fleet.pools] != [p.nodes_max for p in TwinConfig().pools]
+    for pool in fleet.pools:
+        assert 1 <= pool.nodes_min <= pool.on_demand_nodes + pool.spot_nodes <= pool.nodes_max
+    made = plan(parts, TwinConfig(), traces=folder, rule=RuleConfig())
+    scored = {
+        date
+        for row, dates in zip(made.classes, made.dates, strict=True)
+        for load, date in zip(row, dates, strict=True)
+        if load is not None and " " not in date
+    }
+    assert scored <= {date for span in parts.test for date in span.dates}
+    assert scored
+
+
+def test_classes_that_a_folder_lacks_are_generated_and_called_synthetic(folder):
+    made = plan(split(folder), TwinConfig(), traces=folder, rule=RuleConfig())
+    assert made.synthetic
+    pools = len(TwinConfig().pools)
+    worlds = len(made.stage.configs)
+    assert len(made.classes) == len(made.dates) == worlds * pools
+    for load in made.synthetic:
+        rows = [
+            (one, date)
+            for row, dates in zip(made.classes, made.dates, strict=True)
+            for one, date in zip(row, dates, strict=True)
+            if one == load
+        ]
+        assert rows
+        assert all(date.startswith(f"{load} ") for _, date in rows)
+
+
+def test_a_folder_without_jobs_is_only_generated():
+    parts = Split(known=False, train=None, tune=None, bounds=None, test=(), llm=None)
+    made = plan(parts, TwinConfig(), traces=None, rule=RuleConfig())
+    assert made.synthetic == frozenset(CLASSES)
+
+
+def test_a_schedule_knows_the_hours_of_the_week(folder):
+    table = scheduled(TwinConfig(), folder, Span(FIRST_US, 7))
+    assert all(len(hours) == 168 for hours in table.values())
+    assert sum(len(hour) for hour in table["a100"]) == 168
+
+
+def test_everyone_meets_the_same_world_and_only_acts_in_it_differently():
+    stage = Stage(
+        configs=[replace(TwinConfig(seed=3), start_us=FIRST_US)],
+        workloads=[Generator("steady", 3, FIRST_US)],
+        traces=None,
+        days=1,
+    )
+    rule = CONTROLLERS["rule+forecast"]
+
+    def entrant(name: str, alpha: float | None) -> Entrant:
+        controller = rule.make()
+        if alpha is not None:
+            controller = Residual(controller, lambda seen: np.full((len(seen), 4), 0.5), alpha)
+        return Entrant(name=name, setting=0.0, controller=controller)
+
+    days = []
+    found = play(
+        stage,
+        [entrant("one", None), entrant("same", None), entrant("still", 0.0), entrant("other", 1.0)],
+        tell=days.append,
+    )
+    assert days == [1]
+    one, same, still, other = found.scores
+    np.testing.assert_array_equal(one.cost_usd, same.cost_usd)
+    np.testing.assert_array_equal(one.cost_usd, still.cost_usd)
+    np.testing.assert_array_equal(one.violated, same.violated)
+    assert other.cost_usd.sum() > one.cost_usd.sum()
+    assert found.differing[3] > found.differing[0]
+    assert len(found.jobs) == 3
+    np.testing.assert_allclose(found.earned_usd[0], found.earned_usd[1])

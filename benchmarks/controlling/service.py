@@ -6,8 +6,10 @@ was submitted. One that still waits at the end, less than that, is not judged; n
 before the window. A service minute is violated as the world counts it. The two are never summed.
 
 Cost is capacity and energy, and what is left undone at the on-demand price: what remains of
-accepted jobs at the window's end is paid for on its last day, the work of those given up on the day
-that they were. What tenants pay or are paid back is not in it, for service is the other axis.
+accepted jobs at the window's end, beyond what would remain had they begun at once, is paid for on
+its last day, the work of those given up on the day that they were. Without that allowance the long
+jobs that run at every end, whoever is in control, would be most of the cost. What tenants pay or
+are paid back is not in it, for service is the other axis.
 """
 
 from dataclasses import dataclass, fields
@@ -106,7 +108,7 @@ def score(rules: Rules, specs: Specs, window: Window) -> Score:
     violated = np.diff(window.counts[:, :, arrays.VIOLATED], axis=0).T
     serves = rules.service.astype(bool)[:, None]
     return Score(
-        cost_usd=(paid + _undone(specs, window, row, arrived)) / USD_MICROS,
+        cost_usd=(paid + _undone(rules, specs, window, row, arrived)) / USD_MICROS,
         judged=by_day(judged),
         violated=by_day(judged & long),
         minutes=np.broadcast_to(np.where(serves, MINUTES_PER_DAY, 0), (rows, days)).copy(),
@@ -150,8 +152,8 @@ def on_demand_prices(
     )
 
 
-def _undone(specs: Specs, window: Window, row: Ints, arrived: Flags) -> Floats:
-    """Return the price (rows, days), in millionths, of work that was accepted and not done."""
+def _undone(rules: Rules, specs: Specs, window: Window, row: Ints, arrived: Flags) -> Floats:
+    """Return the price (rows, days), in millionths, of accepted work that could have been done."""
     rows, days = len(window.first_us), window.days
     first_us = window.first_us[row]
     end_us = first_us + days * DAY_US
@@ -164,7 +166,10 @@ def _undone(specs: Specs, window: Window, row: Ints, arrived: Flags) -> Floats:
     then_us = np.where(given_up, specs.ended_us, end_us)[charged]
     since_us = then_us - first_us[charged]
     hour = np.minimum(since_us // HOUR_US, window.on_demand.shape[1] - 1)
-    left_us = (specs.work_us - window.work_done_us)[charged]
+    begun_us = np.maximum(specs.at_us, rules.start_us[row])
+    inevitable_us = np.maximum(specs.work_us - (end_us - begun_us), 0)
+    left_us = specs.work_us - window.work_done_us - np.where(given_up, 0, inevitable_us)
+    left_us = np.maximum(left_us, 0)[charged]
     price = window.on_demand[row[charged], hour]
     money = specs.gpus[charged] * (left_us / HOUR_US) * price
     cells = row[charged] * days + (since_us - 1) // DAY_US

@@ -126,6 +126,16 @@ def test_what_remains_at_the_end_is_paid_for_on_the_last_day() -> None:
     assert cost(half) == [0.0, 6.0]
 
 
+def test_what_would_remain_of_a_job_that_began_at_once_is_nobodys_fault() -> None:
+    long = {"fate": arrays.STARTED, "ended_us": -1, "work_us": 100 * HOUR_US}
+    at_once = job(FIRST_US, done_us=48 * HOUR_US, **long)
+    assert cost(at_once) == [0.0, 0.0]
+    late = job(FIRST_US, done_us=45 * HOUR_US, **long)
+    assert cost(late) == [0.0, 9.0]
+    never = waiting(END_US - HOUR_US, work_us=100 * HOUR_US)
+    assert cost(never) == [0.0, 3.0]
+
+
 def test_jobs_from_before_the_window_are_paid_for_when_they_are_not_done() -> None:
     assert cost(waiting(FIRST_US - DAY_US)) == [0.0, 3.0]
     assert cost(cancelled(FIRST_US - DAY_US, FIRST_US)) == [0.0, 0.0]

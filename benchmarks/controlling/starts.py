@@ -1,8 +1,8 @@
 """Every way in which the jobs of a row can start, as columns of a linear programme.
 
-A start at any moment is a mixture of two that fit the grid: one at the beginning of a step, whose
-last step is filled in part, and one whose first step is filled in part and which ends with a step.
-Their averages by step span those of all starts between, so no occupancy is lost to rounding. On a
+As a job starts later, what it occupies of each step changes at a rate that is constant until its
+start or its end passes from one step to the next. So starts at the first and the last moment, and
+those that begin or end with a step, span all between, and no occupancy is lost to rounding. On a
 grid of hours only the hour's mean is known; the jobs on it may lie anywhere within the hour.
 """
 
@@ -39,7 +39,8 @@ class Job(NamedTuple):
     """A job; times are microseconds since the window began.
 
     It starts in time up to `on_time_us`, and may start until it gives up. `judged`: whether it
-    counts as a violation when it does not start in time, from `violates_us` on.
+    counts as a violation when it does not start in time, from `violates_us` on. `spared_us` of its
+    work would be left at the window's end had it begun at once, and are not charged.
     """
 
     at_us: int
@@ -52,6 +53,7 @@ class Job(NamedTuple):
     gives_up_us: int = 0
     violates_us: int = 0
     judged: bool = False
+    spared_us: int = 0
 
     @classmethod
     def of(cls, specs: Specs, spec: int) -> "Job":
@@ -67,7 +69,7 @@ class Job(NamedTuple):
             watts=float(specs.watts[spec]),
         )
 
-    def coming(self, at_us: int, *, judged: bool) -> "Job":
+    def coming(self, at_us: int, window: "Window", *, judged: bool) -> "Job":
         """Return it as one that comes at a time."""
         gives_up_us = at_us + self.patience_us
         violates_us = at_us + max(LONGEST_WAIT_US, self.work_us // WORK_PER_WAIT)
@@ -77,12 +79,13 @@ class Job(NamedTuple):
             violates_us=violates_us,
             on_time_us=min(violates_us, gives_up_us) if judged else gives_up_us,
             judged=judged,
+            spared_us=max(self.work_us - (window.ends_us - at_us), 0),
         )
 
     def left(self, *, at_us: int, work_us: int, window: "Window") -> "Job":
         """Return what is left of it after an interruption: nobody judges when that goes on."""
         rest = self._replace(work_us=work_us, length_us=work_us, patience_us=2 * window.ends_us)
-        return rest.coming(at_us, judged=False)
+        return rest.coming(at_us, window, judged=False)._replace(spared_us=self.spared_us)
 
     def usd(self, window: "Window", begins_us: int, ends_us: int, *, charged: bool = True) -> float:
         """Return the energy of a job while it runs in the window, and the price of what is left."""
@@ -91,7 +94,7 @@ class Job(NamedTuple):
         energy = self.energy_usd(window, hours)
         if not charged or ends_us <= window.ends_us:
             return energy
-        left_us = min(self.length_us - runs_us, self.work_us)
+        left_us = min(self.length_us - runs_us, self.work_us) - self.spared_us
         return energy + self.gpus * left_us / HOUR_US * window.undone_at(window.ends_us)
 
     def energy_usd(self, window: "Window", hours: float) -> float:
@@ -155,7 +158,8 @@ def held_from_start(worlds: PoolWorlds, row: int, window: Window) -> Held:
         nodes = slot[FIELD : FIELD + 2 * slot[NODES] : 2]
         length_us = int(slot[NEXT_US] - rules.start_us[row])
         struck_us = int(strikes_us[nodes].min())
-        job = Job.of(specs, int(slot[SPEC]))._replace(length_us=length_us)
+        job = Job.of(specs, int(slot[SPEC])).coming(0, window, judged=False)
+        job = job._replace(length_us=length_us)
         stays_us, open_us = min(length_us, struck_us), min(length_us, window.ends_us)
         until_us[nodes] = np.maximum(until_us[nodes], stays_us)
         gpus += job.gpus * _filled(stays_us, window)
@@ -186,7 +190,7 @@ def jobs_to_start(
         if runs or (arrives and specs.reservation[spec] < worlds.state.quote[row]):
             continue
         judged = arrives and bool(days[at_us // DAY_US])
-        yield Job.of(specs, spec).coming(at_us, judged=judged)
+        yield Job.of(specs, spec).coming(at_us, window, judged=judged)
 
 
 def _filled(until_us: int, window: Window) -> Floats:
@@ -212,36 +216,22 @@ class Grid:
         if step:
             yield self.gpus[step - 1], -1.0
 
-    def starts(self, length_us: int, from_us: int, until_us: int) -> Iterator[tuple[int, bool]]:
-        """Yield the steps at which starts between two times lie, and whether the first is cut."""
-        cut = length_us > self.step_us and length_us % self.step_us > 0
-        for step in range(from_us // self.step_us, min(until_us // self.step_us + 1, self.steps)):
-            yield step, False
-            if cut:
-                yield step, True
-        after = until_us // self.step_us + 1
-        if after <= self.steps:
-            yield after, False
+    def starts_us(self, length_us: int, from_us: int, until_us: int) -> list[int]:
+        """Return the starts that span all between two times, up to the end of the grid."""
+        until_us = min(until_us, self.steps * self.step_us)
+        found = {from_us, until_us}
+        for past_us in (0, length_us % self.step_us):
+            first_us = from_us + self.step_us - (from_us + past_us) % self.step_us
+            found.update(range(first_us, until_us, self.step_us))
+        return sorted(found)
 
-    def span_us(self, length_us: int, step: int, cut: bool) -> tuple[int, int]:
-        """Return from when until when a job that starts so runs."""
-        begins_us = step * self.step_us
-        if cut:
-            begins_us += self.step_us - length_us % self.step_us
-        return begins_us, begins_us + length_us
-
-    def occupy(self, column: int, gpus: int, length_us: int, step: int, cut: bool) -> None:
+    def occupy(self, column: int, gpus: int, start_us: int, length_us: int) -> None:
         """Let a start occupy GPUs for as long as it lasts."""
-        whole, rest = length_us // self.step_us, length_us % self.step_us / self.step_us
-        end = step + whole
-        changes = (
-            ((step, rest), (step + 1, 1.0 - rest), (end + 1, -1.0))
-            if cut
-            else ((step, 1.0), (end, rest - 1.0), (end + 1, -rest))
-        )
-        for place, change in changes:
-            if place < self.steps and change:
-                self._programme.put_equal(self._rows[place], column, -gpus * change)
+        for at_us, change in ((start_us, gpus), (start_us + length_us, -gpus)):
+            step, past = at_us // self.step_us, at_us % self.step_us / self.step_us
+            for place, share in ((step, 1.0 - past), (step + 1, past)):
+                if place < self.steps and share:
+                    self._programme.put_equal(self._rows[place], column, -change * share)
 
 
 class Starts:
@@ -269,7 +259,8 @@ class Starts:
             else:
                 self._start(job, whole, self.hourly, job.on_time_us, job.gives_up_us, late=True)
         ends_us = min(job.gives_up_us, window.ends_us)
-        usd = job.gpus * job.work_us / HOUR_US * window.undone_at(ends_us)
+        left_us = job.work_us - (job.spared_us if ends_us == window.ends_us else 0)
+        usd = job.gpus * left_us / HOUR_US * window.undone_at(ends_us)
         self._option(whole, usd, late=job.judged and ends_us > job.violates_us)
 
     def late_gpus(self) -> list[list[Entry]]:
@@ -286,10 +277,10 @@ class Starts:
     def _start(
         self, job: Job, whole: int, grid: Grid, from_us: int, until_us: int, *, late: bool
     ) -> None:
-        for step, cut in grid.starts(job.length_us, from_us, until_us):
-            begins_us, ends_us = grid.span_us(job.length_us, step, cut)
-            column = self._option(whole, job.usd(self._window, begins_us, ends_us), late=late)
-            grid.occupy(column, job.gpus, job.length_us, step, cut)
+        for start_us in grid.starts_us(job.length_us, from_us, until_us):
+            usd = job.usd(self._window, start_us, start_us + job.length_us)
+            column = self._option(whole, usd, late=late)
+            grid.occupy(column, job.gpus, start_us, job.length_us)
 
     def _start_short(self, job: Job, whole: int) -> None:
         """Let a job of less than an hour run in any hours in which it can: jobs alike share them.

@@ -118,9 +118,10 @@ def test_a_job_that_may_wait_for_a_cheaper_hour_runs_there() -> None:
 
 
 def test_a_job_that_must_start_now_pays_what_now_costs() -> None:
-    """Five minutes may pass; bins of ten let it begin with the next one at most."""
-    found = cost(a_row(Work(0.0, 8, 0.5), prices=at_first(DEAR)))
-    assert 8 * 0.5 * DEAR <= found <= 8 * (0.5 + WARM_HOURS) * DEAR
+    """It may wait for five minutes, so 25 of its 30 minutes lie in the dear hour, from half on."""
+    found = cost(a_row(Work(0.5, 8, 0.5), prices=at_first(DEAR)))
+    hours = 25 / 60 * DEAR + (5 / 60 + WARM_HOURS) * CHEAP
+    assert found == pytest.approx(8 * hours, rel=1e-6)
 
 
 def test_violations_buy_cost_down_by_parts() -> None:
@@ -139,9 +140,9 @@ def test_no_late_job_starts_after_its_tenant_gave_up(hours: float) -> None:
 
 
 def test_a_job_does_not_start_in_time_after_its_tenant_gave_up() -> None:
-    """It might wait for an hour, but its tenant does not; the next bin is ten minutes away."""
-    found = cost(a_row(Work(0.0, 8, 10.0, patience=0.0), prices=at_first(DEAR)))
-    assert found > 8 * (50 / 60 * DEAR + 9.0 * CHEAP)
+    """It might wait for an hour, but its tenant does not."""
+    found = cost(a_row(Work(0.25, 8, 10.0, patience=0.0), prices=at_first(DEAR)))
+    assert found == pytest.approx(8 * (0.75 * DEAR + (9.25 + WARM_HOURS) * CHEAP), rel=1e-6)
 
 
 def test_a_job_that_refuses_the_quote_costs_nothing() -> None:
@@ -149,13 +150,38 @@ def test_a_job_that_refuses_the_quote_costs_nothing() -> None:
     assert cost(worlds) == pytest.approx(8 * (3.0 + WARM_HOURS), rel=1e-6)
 
 
-def test_work_left_at_the_end_is_charged() -> None:
-    """Of 30 hours 20 lie in the window; the price of the rest is that at its end."""
-    worlds = a_row(Work(4.0, 8, 30.0 - WARM_HOURS), prices=[(CHEAP, CHEAP)] * (HOURS + 1))
+def long_work(usd: float) -> tuple[Bound, Bound]:
+    """Return the bounds in and out of time of a job of which 20 of 30 hours lie in the window.
+
+    A node's GPU-hour costs `usd`, one left undone three dollars.
+    """
+    worlds = a_row(Work(4.0, 8, 30.0), prices=[(usd, usd)] * (HOURS + 1))
+    prices = np.full(HOURS + 1, 3.0 * USD_MICROS)
+    row = Clairvoyant(worlds, 0, days=1, on_demand=prices)
+    in_time, late = row.at(0.0), row.at(1.0)
+    assert in_time is not None
+    assert late is not None
+    return in_time, late
+
+
+def test_work_left_at_the_end_is_charged_but_for_what_nobody_could_have_done() -> None:
+    in_time, _ = long_work(CHEAP)
+    assert in_time.cost_usd == pytest.approx(8 * (20.0 * CHEAP + WARM_HOURS * 3.0), rel=1e-6)
+
+
+def test_work_that_is_dearer_than_its_charge_is_left_where_violations_are_allowed() -> None:
+    in_time, late = long_work(DEAR)
+    assert in_time.cost_usd > 8 * 16.9 * DEAR
+    assert late.cost_usd == pytest.approx(8 * 20.0 * 3.0)
+
+
+def test_a_job_from_the_beginning_is_charged_for_its_start_alone() -> None:
+    """What is left of its 100 hours nobody could have done, but for the seconds of its start."""
+    worlds = a_row(running=[Work(0, 8, 100.0)])
     prices = np.full(HOURS + 1, 3.0 * USD_MICROS)
     found = Clairvoyant(worlds, 0, days=1, on_demand=prices).at(0.0)
     assert found is not None
-    assert found.cost_usd == pytest.approx(8 * (20.0 * CHEAP + 10.0 * 3.0), rel=1e-6)
+    assert found.cost_usd == pytest.approx(8 * (24.0 * CHEAP + COLD_HOURS * 3.0))
 
 
 def test_a_job_that_gives_up_is_charged_at_the_price_of_then() -> None:

@@ -63,10 +63,11 @@ class PoolVecEnv(VecEnv):
         super().__init__(self._rows, box, action_box())
 
     def reset(self) -> Observations:
-        """Begin the worlds that were seeded, or the next ones."""
+        """Begin the worlds that were seeded, or the next ones; new ones that stand ready stay."""
         if self._seeds[0] is not None:
             self._next_seed = self._seeds[0]
-        self._begin()
+        if self._tick or self._seeds[0] is not None:
+            self._begin()
         self._reset_seeds()
         self._reset_options()
         return self._observed()

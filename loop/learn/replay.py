@@ -132,6 +132,16 @@ class PrioritisedReplayBuffer(ReplayBuffer):
         self._tree[self._drawn] = urgency
         self._most = max(self._most, float(urgency.max()))
 
+    def priorities(self) -> Floats:
+        """Return the priority of every place and, last, that of what comes new."""
+        places = np.arange(self.buffer_size * self.n_envs)
+        return np.append(self._tree[places], self._most)
+
+    def set_priorities(self, priorities: Floats) -> None:
+        """Take over what `priorities` said of a buffer that held the same."""
+        self._tree[np.arange(len(priorities) - 1)] = priorities[:-1]
+        self._most = float(priorities[-1])
+
     def _gather(self, steps: Places, envs: Places) -> ReplayBufferSamples:
         """Return the transitions at some steps of some environments, over up to n steps each.
 

@@ -1,9 +1,10 @@
 """Train a policy in the twin and let it earn its alpha: what `gpuloop train` runs.
 
-It learns in the environment of `environment`, whose transitions are those that the learner's join
-would make of the same decisions. Three parts, each with its own world: a randomly pushed rule fits
-the normaliser and fills the buffer, then the policy explores and trains, then the check runs days
-that training never saw, policy and rule on the same draws.
+It learns at pool level, in drawn worlds side by side and beside the rule in copies of them
+(`pool_env`), and is judged at node level, in the whole loop. Three parts: a randomly pushed rule
+fits the normaliser and fills the buffer, then the policy explores and trains episode by episode,
+then the check runs days that training never saw, policy and rule on the same draws. Between
+episodes the run can be kept on disk, from where it goes on as if it had not been killed.
 """
 
 import multiprocessing
@@ -15,15 +16,19 @@ from typing import Final
 
 import msgspec
 import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
 
 from gpuloop.loop.children import end_with
-from gpuloop.loop.learn.environment import Course, FleetVecEnv
+from gpuloop.loop.learn import checkpoint
 from gpuloop.loop.learn.experience import ACTION_SIZE, Transition
 from gpuloop.loop.learn.gate import ALPHAS, Gate, earn_alpha
+from gpuloop.loop.learn.pool_env import PoolVecEnv
+from gpuloop.loop.learn.scenarios import Domain
 from gpuloop.loop.learn.simulate import FleetSimulation, Offsets, offsets_of, rule_alone
 from gpuloop.loop.learn.spaces import fit_normaliser
 from gpuloop.loop.learn.trainer import Trainer, TrainerConfig
 from gpuloop.reasoning.actor import Actor
+from gpuloop.schemas.identity import sha256_of
 from gpuloop.schemas.messages.learning import ActorSpec, Normaliser
 from gpuloop.schemas.policy import CONTROL_TICK_US
 from gpuloop.schemas.units import HOUR_US
@@ -32,12 +37,16 @@ from gpuloop.twin.config import TwinConfig
 DAY_US: Final = 24 * HOUR_US
 WARM_UP_US: Final = 6 * HOUR_US
 HOUR_TICKS: Final = HOUR_US // CONTROL_TICK_US
-FIRST_DECISION: Final = 2
-"""Control ticks until a new world's first decision: the fleet is claimed first."""
 
 EXPLORATION_BLOCK: Final = 5
 """Control ticks for which one random offset is held while the buffer fills: capacity answers to
 what is wished for minutes, not to what flickers."""
+
+PUSHES: Final = (0.0, 0.3, 1.0)
+"""How hard the rule is pushed about while the buffer fills, equally often: not at all, too."""
+
+SEEDS_APART: Final = 1_000_000
+"""Worlds of a run, at most; those that fill the buffer come from the upper half."""
 
 Progress = Callable[[str, float], None]
 """Told what is going on and the share of it that is done."""
@@ -47,11 +56,15 @@ class Curriculum(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Which weeks train and which judge, and how long training lasts."""
 
     train_from_us: int
-    train_days: float
+    train_days: int
     check_from_us: int
     check_days: int
-    updates_per_transition: float = 1.0
-    random_days: float = 0.5
+    worlds: int = 16
+    """Side by side, each with all pools of the fleet."""
+    episodes: int = 16
+    episode_hours: int = 24
+    random_hours: int = 6
+    updates_per_transition: float = 0.125
 
 
 class Lesson(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,27 +86,43 @@ def teach(
     seed: int,
     progress: Progress,
     device: str = "cpu",
+    kept: Path | None = None,
 ) -> Lesson:
-    """Train a policy on the training days and return it; the same arguments give the same bytes."""
-    config = msgspec.structs.replace(twin, start_us=curriculum.train_from_us, seed=seed + 1)
-    minutes = max(round(24 * HOUR_TICKS * curriculum.random_days), 1)
-    made = list(wander(Course(config, traces=traces), minutes, seed, progress))
+    """Train a policy on the training days and return it; the same arguments give the same bytes.
+
+    With a file `kept`, a run that was killed goes on after its last whole episode.
+    """
+    domain = _domain(curriculum, twin, traces)
+    first = seed * SEEDS_APART
+    raw = PoolVecEnv(domain, seed=first + SEEDS_APART // 2, beside_rule=True)
+    made = list(wander(raw, curriculum.random_hours * HOUR_TICKS, seed, progress))
     normaliser = fit_normaliser(np.stack([one.observation for one in made]))
 
-    config = msgspec.structs.replace(config, seed=seed)
-    course = Course(config, traces=traces, normaliser=normaliser)
-    env = FleetVecEnv(course)
+    def environment(episode: int) -> PoolVecEnv:
+        begins = first + episode * curriculum.worlds
+        return PoolVecEnv(domain, seed=begins, normaliser=normaliser, beside_rule=True)
+
+    env = environment(0)
     trainer = Trainer(trainer_config, seed=seed, normaliser=normaliser, env=env, device=device)
-    trainer.add(made)
-    minutes = round(24 * HOUR_TICKS * curriculum.train_days)
-    total = (minutes - FIRST_DECISION) * env.num_envs
+    run = _run(trainer_config, curriculum, twin, traces, seed=seed)
+    done = checkpoint.restore(kept, trainer, run=run) if kept is not None else None
+    if done is None:
+        trainer.add(made)
+    elif done:
+        trainer.model.set_env(environment(done))
+    ticks = curriculum.episode_hours * HOUR_TICKS
+    total = curriculum.episodes * ticks * env.num_envs
 
-    def tell(done: int) -> None:
-        if done // env.num_envs % HOUR_TICKS == 0 or done == total:
-            what = f"training: {done:,} transitions, {trainer.updates:,} updates"
-            progress(what, done / total)
+    def tell(transitions: int) -> None:
+        if transitions // env.num_envs % HOUR_TICKS == 0 or transitions == total:
+            what = f"training: {transitions:,} transitions, {trainer.updates:,} updates"
+            progress(what, transitions / total)
 
-    trainer.learn(total, updates_per_transition=curriculum.updates_per_transition, tell=tell)
+    for episode in range(done or 0, curriculum.episodes):
+        share = curriculum.updates_per_transition
+        trainer.learn(ticks * env.num_envs, updates_per_transition=share, tell=tell)
+        if kept is not None:
+            checkpoint.save(kept, trainer, episode=episode + 1, run=run)
     spec, weights = trainer.export()
     return Lesson(
         actor=spec,
@@ -104,21 +133,48 @@ def teach(
     )
 
 
-def wander(course: Course, ticks: int, seed: int, progress: Progress) -> Iterator[Transition]:
+def _domain(curriculum: Curriculum, twin: TwinConfig, traces: Path | None) -> Domain:
+    begins = curriculum.train_from_us
+    return Domain(
+        config=msgspec.structs.replace(twin, start_us=begins),
+        traces=traces,
+        span_us=(begins, begins + curriculum.train_days * DAY_US) if traces else None,
+        hours=curriculum.episode_hours,
+        worlds=curriculum.worlds,
+    )
+
+
+def _run(
+    config: TrainerConfig,
+    curriculum: Curriculum,
+    twin: TwinConfig,
+    traces: Path | None,
+    *,
+    seed: int,
+) -> str:
+    """Return what a run is known by: all that its bytes depend on, but for the code."""
+    told = [msgspec.json.encode(one, order="deterministic") for one in (config, curriculum, twin)]
+    return sha256_of("training", str(seed), str(traces is not None), *map(bytes.hex, told))
+
+
+def wander(env: VecEnv, ticks: int, seed: int, progress: Progress) -> Iterator[Transition]:
     """Push the rule about at random for some ticks and yield the transitions, a row per pool.
 
-    The course must show its observations as they are.
+    The environment must show its observations as they are.
     """
     rng = np.random.default_rng(seed)
-    observations = course.begin()
-    actions = np.zeros((len(course.pools), ACTION_SIZE), np.float32)
+    observations = np.asarray(env.reset())
+    actions = np.zeros((env.num_envs, ACTION_SIZE), np.float32)
     for tick in range(ticks):
         if tick % EXPLORATION_BLOCK == 0:
-            actions = rng.uniform(-1.0, 1.0, actions.shape).astype(np.float32)
-        step = course.step(actions)
-        for row, reward in enumerate(step.rewards):
-            yield Transition(observations[row], actions[row], reward, step.observations[row])
-        observations = step.observations
+            hard = rng.choice(PUSHES, (env.num_envs, 1))
+            actions = (hard * rng.uniform(-1.0, 1.0, actions.shape)).astype(np.float32)
+        env.step_async(actions)
+        told, rewards, ended, infos = env.step_wait()
+        for row, reward in enumerate(rewards):
+            after = infos[row]["terminal_observation"] if ended[row] else np.asarray(told)[row]
+            yield Transition(observations[row], actions[row], float(reward), after)
+        observations = np.asarray(told)
         if (tick + 1) % HOUR_TICKS == 0:
             progress("filling the buffer", (tick + 1) / ticks)
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 from stable_baselines3 import TD3
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
@@ -161,7 +160,7 @@ class Trainer:
             ValueError: the last tick is not whole.
 
         """
-        buffer, made = self._buffer(), list(transitions)
+        buffer, made = self.buffer, list(transitions)
         if len(made) % buffer.n_envs:
             raise ValueError(f"{len(made)} transitions are not whole ticks of {buffer.n_envs}")
         for first in range(0, len(made), buffer.n_envs):
@@ -187,7 +186,8 @@ class Trainer:
 
         Trains at every step, or at every few where that makes whole gradient steps, as soon as a
         batch is stored. SAC explores by sampling its own distribution, TD3 by Gaussian noise on
-        its action. `tell` is told the transitions made so far.
+        its action. `tell` is told the transitions made so far, those of earlier calls included:
+        where one call ends the next goes on.
         """
         model = self.model
         share = Fraction(updates_per_transition * model.n_envs).limit_denominator(MAX_STEPS_APART)
@@ -195,7 +195,7 @@ class Trainer:
         model._convert_train_freq()
         model.gradient_steps = share.numerator
         model.learning_starts = max(0, self.config.batch_size - self._stored())
-        model.learn(transitions, callback=_Watch(tell))
+        model.learn(transitions, callback=_Watch(tell), reset_num_timesteps=False)
 
     def act(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return actions in [-1, 1] for raw observations, one row each."""
@@ -236,14 +236,42 @@ class Trainer:
         if isinstance(self.model, TD3):
             self.model.actor_target.load_state_dict(self.model.actor.state_dict())
 
-    def _buffer(self) -> ReplayBuffer:
+    @property
+    def buffer(self) -> PrioritisedReplayBuffer:
+        """Return where transitions are stored."""
         buffer = self.model.replay_buffer
-        if buffer is None:
+        if not isinstance(buffer, PrioritisedReplayBuffer):
             raise RuntimeError("the model has no replay buffer")
         return buffer
 
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """Return all networks that training changes."""
+        return {"policy": self.model.policy}
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return what moves them; SAC's temperature has one of its own."""
+        model = self.model
+        found = {"actor": model.actor.optimizer, "critic": model.critic.optimizer}
+        if isinstance(model, WeighingSAC) and model.ent_coef_optimizer is not None:
+            found["entropy"] = model.ent_coef_optimizer
+        return found
+
+    def entropy(self) -> float:
+        """Return the logarithm of SAC's temperature, 0 for TD3."""
+        model = self.model
+        if isinstance(model, WeighingSAC) and model.log_ent_coef is not None:
+            return float(model.log_ent_coef.detach().cpu())
+        return 0.0
+
+    def set_entropy(self, logarithm: float) -> None:
+        """Set the logarithm of SAC's temperature; TD3 has none."""
+        model = self.model
+        if isinstance(model, WeighingSAC) and model.log_ent_coef is not None:
+            with torch.no_grad():
+                model.log_ent_coef.fill_(logarithm)
+
     def _stored(self) -> int:
-        return self._buffer().size() * self.model.n_envs
+        return self.buffer.size() * self.model.n_envs
 
     def _linear_layers(self) -> list[torch.nn.Linear]:
         actor = self.model.actor

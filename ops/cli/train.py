@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
 TRAIN_FROM = "2017-09-25"
 CHECK_FROM = "2017-10-09"
+KEPT = "training.pt"
+"""Where an unfinished run stands, in the folder for the policy."""
 
 
 def train(
     algorithm: Annotated[str, typer.Option(help="sac or td3.")] = "sac",
     output: Annotated[
-        Path | None, typer.Option(help="Folder for policy.json and actor.safetensors.")
+        Path | None,
+        typer.Option(help="Folder for policy.json and actor.safetensors; a killed run goes on."),
     ] = None,
     train_from: Annotated[
         str, typer.Option(help="First day to train on (YYYY-MM-DD).")
@@ -37,9 +40,12 @@ def train(
         str, typer.Option(help="First held-out day of the check (YYYY-MM-DD).")
     ] = CHECK_FROM,
     check_days: Annotated[int, typer.Option(min=1, help="Held-out days of the check.")] = 7,
+    episodes: Annotated[
+        int, typer.Option(min=1, help="Days of fleet time that 16 worlds live side by side.")
+    ] = 16,
     updates_per_transition: Annotated[
         float, typer.Option(min=0.0, help="Gradient steps per transition.")
-    ] = 1.0,
+    ] = 0.125,
     seed: Annotated[int, typer.Option(min=0, help="Seed of world, networks and check.")] = 0,
     traces: Annotated[
         Path | None, typer.Option(envvar="GPULOOP_TRACES", help="Folder of public traces.")
@@ -64,12 +70,19 @@ def train(
     if traces is not None:
         refuse_no_traces(traces)
     days = Days(train_from, train_days, check_from, check_days)
-    curriculum = days.curriculum(updates_per_transition)
+    curriculum = days.curriculum(episodes, updates_per_transition)
     config = TrainerConfig(algorithm="td3" if algorithm == "td3" else "sac")
     twin = TwinConfig()
     with shown() as tell:
         lesson = teach(
-            config, curriculum, twin, traces=traces, seed=seed, progress=tell, device=device
+            config,
+            curriculum,
+            twin,
+            traces=traces,
+            seed=seed,
+            progress=tell,
+            device=device,
+            kept=None if output is None else output / KEPT,
         )
         gate = check(
             lesson, curriculum, twin, traces=traces, seed=seed, workers=workers, progress=tell
@@ -80,6 +93,7 @@ def train(
     _print_verdict(gate)
     if output is not None:
         registry.store(output, made, lesson.weights)
+        (output / KEPT).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +105,7 @@ class Days:
     check_from: str
     check_days: int
 
-    def curriculum(self, updates_per_transition: float) -> "Curriculum":
+    def curriculum(self, episodes: int, updates_per_transition: float) -> "Curriculum":
         """Return these days as a curriculum; the days that judge must not be trained on."""
         from gpuloop.loop.learn.teach import Curriculum
 
@@ -104,6 +118,7 @@ class Days:
             train_days=self.train_days,
             check_from_us=_us(check_from),
             check_days=self.check_days,
+            episodes=episodes,
             updates_per_transition=updates_per_transition,
         )
 

@@ -247,7 +247,7 @@ class Starts:
         self._short: Final[dict[tuple[int, int], list[Entry]]] = {}
 
     def add(self, job: Job) -> None:
-        """Let a job start in time or late, give up, or be left at the window's end."""
+        """Let a job start in time or late, up to the window's end, or give up."""
         window = self._window
         whole = self._programme.equal(1.0)
         apart_us = job.on_time_us - job.at_us
@@ -258,10 +258,9 @@ class Starts:
                 self._start_short(job, whole)
             else:
                 self._start(job, whole, self.hourly, job.on_time_us, job.gives_up_us, late=True)
-        ends_us = min(job.gives_up_us, window.ends_us)
-        left_us = job.work_us - (job.spared_us if ends_us == window.ends_us else 0)
-        usd = job.gpus * left_us / HOUR_US * window.undone_at(ends_us)
-        self._option(whole, usd, late=job.judged and ends_us > job.violates_us)
+        if job.gives_up_us < window.ends_us:
+            usd = job.gpus * job.work_us / HOUR_US * window.undone_at(job.gives_up_us)
+            self._option(whole, usd, late=job.judged and job.gives_up_us > job.violates_us)
 
     def late_gpus(self) -> list[list[Entry]]:
         """Return by hour the mean of GPUs that jobs of the hourly grid occupy, as entries."""

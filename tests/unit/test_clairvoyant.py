@@ -124,6 +124,12 @@ def test_a_job_that_must_start_now_pays_what_now_costs() -> None:
     assert found == pytest.approx(8 * hours, rel=1e-6)
 
 
+def test_a_job_may_end_as_a_dear_hour_begins_though_it_begins_between_bins() -> None:
+    prices = [(10.0, 10.0), (1.0, 1.0), (90.0, 90.0)] + [(90.0, 90.0)] * HOURS
+    found = cost(a_row(Work(0.42, 8, 1.45), prices=prices))
+    assert found == pytest.approx(8 * ((0.45 + WARM_HOURS) * 10.0 + 1.0), rel=1e-6)
+
+
 def test_violations_buy_cost_down_by_parts() -> None:
     worlds = a_row(Work(0.0, 8, 0.5), prices=at_first(DEAR))
     dear, cheap = cost(worlds, 0.0), cost(worlds, 1.0)
@@ -175,13 +181,14 @@ def test_work_that_is_dearer_than_its_charge_is_left_where_violations_are_allowe
     assert late.cost_usd == pytest.approx(8 * 20.0 * 3.0)
 
 
-def test_a_job_from_the_beginning_is_charged_for_its_start_alone() -> None:
+@pytest.mark.parametrize("losses", [0.0, 0.9])
+def test_a_job_from_the_beginning_is_charged_for_its_start_alone(losses: float) -> None:
     """What is left of its 100 hours nobody could have done, but for the seconds of its start."""
-    worlds = a_row(running=[Work(0, 8, 100.0)])
+    worlds = a_row(running=[Work(0, 8, 100.0)], losses=losses)
     prices = np.full(HOURS + 1, 3.0 * USD_MICROS)
     found = Clairvoyant(worlds, 0, days=1, on_demand=prices).at(0.0)
     assert found is not None
-    assert found.cost_usd == pytest.approx(8 * (24.0 * CHEAP + COLD_HOURS * 3.0))
+    assert found.cost_usd == pytest.approx(8 * (24.0 * CHEAP + COLD_HOURS * 3.0), rel=1e-4)
 
 
 def test_a_job_that_gives_up_is_charged_at_the_price_of_then() -> None:

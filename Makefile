@@ -31,8 +31,9 @@ setup: ## Make .venv ready (EXTRAS="learn ..." for some only, TORCH_INDEX=URL, D
 run: setup ## Run the whole loop here (ARGS="--for 5m --report report.json").
 	@$(BIN)/gpuloop up $(ARGS)
 
+# The order is that of the files: the long shares come first, so that both processes end together.
 test: setup ## Run the tests (ARGS="-k name"); GPULOOP_TRACES=FOLDER adds the real traces.
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: setup ## Check style.
 	@$(BIN)/ruff check

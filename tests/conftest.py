@@ -9,10 +9,21 @@ from pathlib import Path
 import pytest
 
 from own_kafka import OwnKafka
+from shares import share_of
 from stores import Engine, Postgres, running_engine, running_postgres
 
 # The components and stages of the contract tests are used by integration tests as well.
 sys.path.insert(0, str(Path(__file__).parent / "contract"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Let several processes share the tests as `shares` says."""
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    scheduler = LoadScopeScheduling(config, log)  # type: ignore[arg-type]
+    scheduler._split_scope = share_of  # type: ignore[method-assign]
+    return scheduler
 
 
 @dataclass

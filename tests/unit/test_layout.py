@@ -5,6 +5,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from shares import SERVERS, STACKS
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WHEEL = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
@@ -57,3 +59,7 @@ def test_adr_index_names_every_record() -> None:
     folder = ROOT / "docs" / "adr"
     named = re.findall(r"\(([0-9]{4}-[^)]+\.md)\)", (folder / "README.md").read_text())
     assert named == sorted(path.name for path in folder.glob("[0-9]*.md"))
+
+
+def test_what_starts_servers_is_where_the_shares_of_the_tests_look_for_it() -> None:
+    assert [name for name in (*STACKS, *SERVERS) if not (ROOT / name).exists()] == []

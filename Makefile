@@ -12,7 +12,7 @@ PYTHON ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts sim faults bench bench-observe bench-placement bench-twin presubmit lock clean \
+.PHONY: help setup run test lint format types contracts sim faults bench bench-observe bench-placement bench-twin bench-control presubmit lock clean \
   test-compose
 
 help: ## Show the targets.
@@ -69,6 +69,9 @@ bench-twin: setup ## Compare the twin with what was published, and measure both 
 
 bench-placement: setup ## Measure placement beside the published openb study (QUICK=1: under two minutes).
 	@$(BIN)/python benchmarks/placement.py $(if $(QUICK),--quick) $(ARGS)
+
+bench-control: setup ## Compare the shipped policy with all baselines (QUICK=1: as it is; TRACES=FOLDER).
+	@$(BIN)/python benchmarks/control.py $(if $(QUICK),--quick) $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
 test-compose: setup ## Run the stack in containers and see it live, die and recover (ARGS="-k name").
 	@$(BIN)/python tests/compose/run.py $(ARGS)

@@ -50,7 +50,8 @@ class Bound:
     """The least cost in US dollars at a rate of violations.
 
     `per_violation_usd` is what one violation more would change (never positive), `node_hours` what
-    the optimum pays for, on demand and spot.
+    the optimum pays for, on demand and spot, and `by_day` how its cost is spread over the days, as
+    that of its nodes is.
     """
 
     rate: float
@@ -58,6 +59,7 @@ class Bound:
     cost_usd: float
     per_violation_usd: float
     node_hours: tuple[float, float]
+    by_day: tuple[float, ...]
 
 
 class Clairvoyant:
@@ -123,6 +125,7 @@ class Clairvoyant:
             cost_usd=found.cost + self._fixed_usd,
             per_violation_usd=float(min(found.marginals[self._budget], 0.0)),
             node_hours=(paid[ON_DEMAND], paid[SPOT]),
+            by_day=tuple(self._nodes.shares(found.values).tolist()),
         )
 
     def frontier(self, rates: Sequence[float]) -> "Frontier":
@@ -206,9 +209,11 @@ class _Nodes:
         idle = float(rules.node_watts[row] + self._size * rules.idle_watts[row])
         energy_usd = idle * window.energy_usd_per_watt_hour
         self.paid: list[list[int]] = [[], []]
+        self._usd: list[Floats] = []
         for billing in (ON_DEMAND, SPOT):
             prices = np.repeat(rules.price[row, :, billing], self._per_hour)[: window.bins]
             usd = (prices * self._size / USD_MICROS + energy_usd) * self.counted_hours
+            self._usd.append(usd)
             highest = self._highest(billing)
             self.paid[billing] = [
                 programme.column(
@@ -218,6 +223,13 @@ class _Nodes:
                 )
                 for place in range(window.bins)
             ]
+
+    def shares(self, values: Floats) -> Floats:
+        """Return the share of the nodes' cost that falls on each day, (days,)."""
+        usd = sum(usd * values[nodes] for usd, nodes in zip(self._usd, self.paid, strict=True))
+        by_day = np.asarray(usd).reshape(-1, DAY_HOURS * self._per_hour).sum(axis=1)
+        total = by_day.sum()
+        return by_day / total if total > 0.0 else np.full(len(by_day), 1.0 / len(by_day))
 
     def served(self) -> Floats:
         """Return the GPUs that the row's service wants in every bin at least."""

@@ -55,7 +55,7 @@ class Stage:
 class Played:
     """What entrants came to: scores with rows (pools of all worlds, in the order of the stage).
 
-    `differing` is the share of decisions whose executed action was not the rule's.
+    `differing` is the share of decisions in which an offset changed what was done.
     """
 
     scores: tuple[Score, ...]
@@ -97,25 +97,12 @@ def play(
             wish = np.empty_like(batch.present)
             for entrant, share in zip(entrants, shares, strict=True):
                 wish[share] = entrant.controller(rows_of(batch, share))
-            done = course.act(wish).action
-            off = (np.abs(done - np.clip(batch.rule, batch.low, batch.high)) > 0.5).any(axis=1)
-            differing += off.reshape(len(entrants), pools).mean(axis=1)
+            differing += _differing(course, wish, entrants, shares)
+            course.act(wish)
         books.append(worlds.state.books.copy())
         counts.append(worlds.state.counts.copy())
         tell(day + 1)
     first_us = worlds.rules.start_us + stage.unscored * DAY_US
-    prices = np.concatenate(
-        [
-            on_demand_prices(
-                config,
-                traces=stage.traces,
-                start_us=workload.start_us,
-                first_us=workload.start_us + stage.unscored * DAY_US,
-                hours=(stage.days - stage.unscored) * 24,
-            )
-            for config, workload in zip(stage.configs, stage.workloads, strict=True)
-        ]
-    )
     whole = score(
         worlds.rules,
         worlds.specs,
@@ -124,7 +111,7 @@ def play(
             books=np.array(books[stage.unscored :]),
             counts=np.array(counts[stage.unscored :]),
             work_done_us=work_done_us(worlds.state, worlds.specs),
-            on_demand=np.tile(prices, (len(entrants), 1)),
+            on_demand=np.tile(prices(stage), (len(entrants), 1)),
         ),
     )
     flow = books[-1] - books[stage.unscored]
@@ -138,6 +125,36 @@ def play(
             worlds.specs.at_us[worlds.rules.first[row] : worlds.rules.last[row]]
             for row in range(pools)
         ),
+    )
+
+
+def _differing(
+    course: PoolCourse, wish: Floats, entrants: Sequence[Entrant], shares: Sequence[slice]
+) -> Floats:
+    """Return the share of each entrant's rows that would do something else without its offset."""
+    plain = wish.copy()
+    for entrant, share in zip(entrants, shares, strict=True):
+        if isinstance(entrant.controller, Residual):
+            plain[share] = entrant.controller.base_wish
+    if np.array_equal(plain, wish):
+        return np.zeros(len(entrants))
+    off = (course.permitted(wish) != course.permitted(plain)).any(axis=1)
+    return np.array([off[share].mean() for share in shares])
+
+
+def prices(stage: Stage) -> NDArray[np.int64]:
+    """Return on-demand prices (rows, hours) of the scored days, millionths of US dollars."""
+    return np.concatenate(
+        [
+            on_demand_prices(
+                config,
+                traces=stage.traces,
+                start_us=workload.start_us,
+                first_us=workload.start_us + stage.unscored * DAY_US,
+                hours=(stage.days - stage.unscored) * 24,
+            )
+            for config, workload in zip(stage.configs, stage.workloads, strict=True)
+        ]
     )
 
 
@@ -163,6 +180,8 @@ class Residual:
         self._base = base
         self._offsets = offsets
         self._alpha = alpha
+        self.base_wish: Floats = np.zeros((0, 0))
+        """What was wished for without the offset, at the last tick."""
 
     def reset(self, rows: NDArray[np.bool_]) -> None:
         """Let the base forget."""
@@ -170,7 +189,7 @@ class Residual:
 
     def __call__(self, batch: PoolBatch) -> Floats:
         """Return the wish, (n, 4)."""
-        wish: Floats = (
-            self._base(batch) + self._alpha * self._offsets(batch.observation) * batch.delta
-        )
+        self.base_wish = self._base(batch)
+        offsets = self._alpha * self._offsets(batch.observation)
+        wish: Floats = self.base_wish + offsets * batch.delta
         return wish

@@ -17,9 +17,10 @@ from benchmarks.controlling.play import Entrant, Stage, play
 
 from gpuloop.reasoning.baselines.behaviour import Behaviour, ScalingPolicy, ScalingRules
 from gpuloop.reasoning.baselines.catalogue import CONTROLLERS
+from gpuloop.schemas.policy import Floats
 from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
 
-TRIALS: Final = 16
+TRIALS: Final = 12
 AT_ONCE: Final = 4
 """Trials that live side by side; the sampler learns from them together."""
 
@@ -32,8 +33,8 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One controller as it is run: its configuration, settings and best setting."""
 
     config: dict[str, Any]
-    settings: tuple[float, ...]
-    best: float
+    settings: tuple[int | float, ...]
+    best: int | float
     usd_per_day: float
     """What its ledger lost, less what it sold, at the best setting on the weeks for tuning."""
 
@@ -141,20 +142,20 @@ def tune(
             study.tell(trial, float(loss.min()))
         tell(f"tuning {name}: {study.best_value:,.0f} USD a day", (first + len(asked)) / trials)
     best = tried[study.best_trial.number]
-    losses = _losses(name, stage, [best], baseline.settings)[0]
+    final = _losses(name, stage, [best], baseline.settings)[0]
     return Tuned(
         config={
             field: value for field, value in msgspec.to_builtins(best).items() if field not in given
         },
         settings=baseline.settings,
-        best=baseline.settings[int(losses.argmin())],
-        usd_per_day=round(float(losses.min()), 2),
+        best=baseline.settings[int(final.argmin())],
+        usd_per_day=round(float(final.min()), 2),
     )
 
 
 def _losses(
     name: str, stage: Stage, configs: Sequence[msgspec.Struct], settings: Sequence[float]
-) -> list["np.ndarray[tuple[int], np.dtype[np.float64]]"]:
+) -> list[Floats]:
     """Return what each configuration loses a day at each setting, US dollars."""
     baseline = CONTROLLERS[name]
     entrants = [

@@ -182,7 +182,27 @@ def _predict(
     for term in range(terms.shape[0]):
         own = past.normal[row, horizon, term, term]
         normal[term, term] += prior * minutes / past.evidence[row, horizon] * own + 1e-6
-    return float((terms * np.linalg.solve(normal, past.moment[row, horizon])).sum())
+    return float((terms * _solve(normal, past.moment[row, horizon].copy())).sum())
+
+
+@_compiled
+def _solve(matrix: Floats, right: Floats) -> Floats:
+    """Return x of matrix x = right, both of which are used up; the matrix is positive definite.
+
+    Numba's own solver needs a library that nothing else here does.
+    """
+    size = right.shape[0]
+    for pivot in range(size):
+        for below in range(pivot + 1, size):
+            factor = matrix[below, pivot] / matrix[pivot, pivot]
+            right[below] -= factor * right[pivot]
+            for column in range(pivot, size):
+                matrix[below, column] -= factor * matrix[pivot, column]
+    for pivot in range(size - 1, -1, -1):
+        for column in range(pivot + 1, size):
+            right[pivot] -= matrix[pivot, column] * right[column]
+        right[pivot] /= matrix[pivot, pivot]
+    return right
 
 
 @_compiled

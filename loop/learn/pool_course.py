@@ -169,11 +169,11 @@ class PoolCourse:
             SlotsFull: a world has too many jobs at once.
 
         """
-        batch, guards = self._batch, self._guards
-        if batch is None or guards is None:
+        batch = self._batch
+        if batch is None:
             raise RuntimeError("look before you act")
+        action = self.permitted(wish)
         self._batch = None
-        action = apply_envelope(wish, batch, guards, self.envelope, noted=False).action
         limit = np.where(batch.delta > 0.0, batch.delta, 1.0)
         step = action - batch.present
         self._last_steps = np.round(step / limit, 4)
@@ -190,6 +190,17 @@ class PoolCourse:
         self.tick_us[:] += CONTROL_TICK_US
         cut = np.where(batch.delta > 0.0, (wish - action) / limit, 0.0)
         return Done(action=done, cut=np.clip(np.nan_to_num(cut), -1.0, 1.0))
+
+    def permitted(self, wish: Floats) -> Floats:
+        """Return what the envelope would let through of a wish, (n, 4), without doing it.
+
+        Raises:
+            RuntimeError: nothing was looked at.
+
+        """
+        if self._batch is None or self._guards is None:
+            raise RuntimeError("look before you ask")
+        return apply_envelope(wish, self._batch, self._guards, self.envelope, noted=False).action
 
     def _see(self, seen: Sight, stale: Flags) -> tuple[PoolBatch, Facts]:
         """Return the batch without features and rule, and the facts that features are made of."""

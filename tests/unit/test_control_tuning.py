@@ -55,3 +55,12 @@ def test_what_is_not_tuned_is_not_kept(stage):
     one = tuning.tune("schedule", stage, given=given, seed=1, trials=1, tell=lambda *_: None)
     assert "demand_by_hour" not in one.config
     assert one.configured("schedule", given).demand_by_hour == given["demand_by_hour"]
+
+
+def test_what_ships_names_every_controller_and_fits_its_configuration():
+    kept = tuning.load()
+    assert set(kept) == set(CONTROLLERS)
+    for name, one in kept.items():
+        one.configured(name, {})
+        assert one.best in one.settings
+        assert len(one.settings) == 7

@@ -1,0 +1,119 @@
+"""The control benchmark's command: from what was lived through to page and last line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks import control
+from benchmarks.controlling import report, tuning
+from benchmarks.controlling.entrants import POLICY, RULE, Field, field_of, untuned
+from benchmarks.controlling.evaluate import Plan
+from benchmarks.controlling.play import Played, Stage
+from benchmarks.controlling.results import write_json
+from benchmarks.controlling.service import Score
+from benchmarks.controlling.splits import Split
+
+from gpuloop.loop.learn.registry import shipped
+from gpuloop.reasoning.baselines.catalogue import CONTROLLERS
+from gpuloop.twin.config import TwinConfig
+from gpuloop.twin.workload import Generator
+
+ROOT = Path(control.__file__).parents[1]
+DAYS, ROWS = 4, 3
+NEW = Split(known=False, train=None, tune=None, bounds=None, test=(), llm=None)
+
+
+def everyone() -> Field:
+    names = [*CONTROLLERS, POLICY]
+    settings = (0.0, 1.0)
+    return Field(
+        entrants=(),
+        places={name: (2 * place, 2 * place + 1) for place, name in enumerate(names)},
+        settings=dict.fromkeys(names, settings),
+        tuned=dict.fromkeys(names, 0.0),
+        alpha=0.5,
+    )
+
+
+def lived(cheaper: float) -> Played:
+    """Return days on which two settings trade service for money, the policy's at another cost."""
+    scores = []
+    for name in [*CONTROLLERS, POLICY]:
+        for violated, usd in ((40, 100.0), (20, 130.0)):
+            cost = usd * (cheaper if name == POLICY else 1.0)
+            scores.append(
+                Score(
+                    cost_usd=np.full((ROWS, DAYS), cost),
+                    judged=np.full((ROWS, DAYS), 100),
+                    violated=np.full((ROWS, DAYS), violated),
+                    minutes=np.tile([[0], [0], [1440]], (1, DAYS)),
+                    minutes_violated=np.tile([[0], [0], [30]], (1, DAYS)),
+                )
+            )
+    return Played(
+        scores=tuple(scores),
+        earned_usd=tuple(np.zeros(ROWS) for _ in scores),
+        differing=tuple(0.01 * place for place in range(len(scores))),
+        jobs=(),
+    )
+
+
+def week() -> Plan:
+    config = TwinConfig()
+    return Plan(
+        stage=Stage(
+            configs=[config],
+            workloads=[Generator("bursty", 0, config.start_us)],
+            traces=None,
+            days=DAYS,
+        ),
+        classes=(("bursty",) * DAYS, ("steady", "bursty", None, "bursty"), ("bursty",) * DAYS),
+        dates=tuple(tuple(f"2020-01-0{day}" for day in range(1, DAYS + 1)) for _ in range(ROWS)),
+        synthetic=frozenset(),
+    )
+
+
+def test_each_class_that_has_days_is_compared_and_told_in_one_line():
+    found = control.results_of(week(), everyone(), lived(cheaper=0.9), bounded=False)
+    told = json.loads(write_json(found))
+    assert set(told) == {"bursty", "steady"}
+    bursty = told["bursty"]
+    assert bursty["cost_at_equal_service_vs_rule"]["value"] == pytest.approx(0.9)
+    assert bursty["alpha"] == 0.5
+    policy = 2 * len(CONTROLLERS)
+    assert bursty["share_of_decisions_differing"] == pytest.approx(0.01 * policy)
+    assert bursty["avoidable_cost_vs_hpa"] is None
+    assert bursty["service"] is not None
+    assert told["steady"]["service"] is None, "the pool that serves had no steady day"
+    page = report.markdown(found)
+    assert "worlds of 4 days" in page
+
+
+def test_everyone_is_entered_at_all_settings_and_the_policy_at_what_it_earned():
+    found = field_of(NEW, TwinConfig(), Path())
+    kept = tuning.load()
+    assert set(found.places) == {*CONTROLLERS, POLICY}
+    assert sum(map(len, found.places.values())) == len(found.entrants)
+    assert found.tuned[POLICY] == kept[RULE].best
+    assert found.alpha == shipped()[0].alpha
+    for name, places in found.places.items():
+        assert [found.entrants[place].setting for place in places] == list(found.settings[name])
+
+
+def test_nothing_but_a_schedule_comes_from_the_traces():
+    for name in CONTROLLERS:
+        assert untuned(name, NEW, TwinConfig(), Path()) == {}
+
+
+def test_a_folder_with_nothing_to_score_is_refused_in_words(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "control.py", "--quick", "--traces", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "nothing to score" in done.stderr

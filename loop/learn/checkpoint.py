@@ -25,7 +25,7 @@ def save(path: Path, trainer: Trainer, *, episode: int, run: str) -> None:
         "episode": episode,
         "updates": model._n_updates,
         "timesteps": model.num_timesteps,
-        "networks": {name: module.state_dict() for name, module in trainer.networks().items()},
+        "networks": model.policy.state_dict(),
         "optimisers": {name: one.state_dict() for name, one in trainer.optimisers().items()},
         "entropy": trainer.entropy(),
         "buffer": {
@@ -59,8 +59,7 @@ def restore(path: Path, trainer: Trainer, *, run: str) -> int | None:
     if not isinstance(kept, dict) or kept.get("run") != run:
         return None
     model, buffer = trainer.model, trainer.buffer
-    for name, module in trainer.networks().items():
-        module.load_state_dict(kept["networks"][name])
+    model.policy.load_state_dict(kept["networks"])
     for name, optimiser in trainer.optimisers().items():
         optimiser.load_state_dict(kept["optimisers"][name])
     trainer.set_entropy(kept["entropy"])

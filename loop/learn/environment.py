@@ -15,10 +15,10 @@ import gymnasium
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from gpuloop.loop.learn.experience import ACTION_SIZE, cut_of, reward_of
+from gpuloop.loop.learn.shared import SharedVecEnv
 from gpuloop.loop.learn.simulate import FleetSimulation
 from gpuloop.loop.learn.spaces import Scaling, action_box, observation_box
 from gpuloop.schemas.messages import Decision, Reward
@@ -29,7 +29,6 @@ from gpuloop.twin.config import TwinConfig
 
 Observations = NDArray[np.float32]
 Actions = NDArray[np.float32]
-Wrapper = type[gymnasium.Wrapper[Any, Any, Any, Any]]
 
 SILENCE_US: Final = 10 * MINUTE_US
 """A fleet that has decided nothing for this long is broken."""
@@ -131,7 +130,7 @@ def _whole(decision: Decision, reward: Reward | None) -> Reward:
     return reward
 
 
-class FleetVecEnv(VecEnv):
+class FleetVecEnv(SharedVecEnv):
     """A fleet whose pools are the sub-environments: they share a world and step together.
 
     The seed of the first sub-environment is the world's.
@@ -174,41 +173,6 @@ class FleetVecEnv(VecEnv):
             observations = self.course.begin()
         rewards = np.array(step.rewards, np.float32)
         return observations, rewards, np.full(self.num_envs, step.truncated), infos
-
-    def close(self) -> None:
-        """Do nothing: a world in memory holds nothing open."""
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Return an attribute, which all pools have in common."""
-        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Refuse: pools have no attributes of their own.
-
-        Raises:
-            AttributeError: always.
-
-        """
-        raise AttributeError(f"{attr_name}: pools of one fleet have no attributes of their own")
-
-    def env_method(
-        self,
-        method_name: str,
-        *method_args: Any,
-        indices: VecEnvIndices = None,
-        **method_kwargs: Any,
-    ) -> list[Any]:
-        """Refuse: pools have no methods of their own.
-
-        Raises:
-            AttributeError: always.
-
-        """
-        raise AttributeError(f"{method_name}: pools of one fleet have no methods of their own")
-
-    def env_is_wrapped(self, wrapper_class: Wrapper, indices: VecEnvIndices = None) -> list[bool]:
-        """Say that no pool is wrapped."""
-        return [False for _ in self._get_indices(indices)]
 
 
 class PoolEnv(gymnasium.Env[Observations, Actions]):

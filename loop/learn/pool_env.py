@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import gymnasium
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from gpuloop.loop.learn.environment import Actions, Observations, Wrapper
+from gpuloop.loop.learn.environment import Actions, Observations
 from gpuloop.loop.learn.experience import ACTION_SIZE, CUT_PENALTY, REWARD_SCALE_USD
 from gpuloop.loop.learn.pool_course import Lateness, PoolCourse
 from gpuloop.loop.learn.scenarios import Domain
+from gpuloop.loop.learn.shared import SharedVecEnv
 from gpuloop.loop.learn.spaces import Scaling, action_box, observation_box
 from gpuloop.reasoning.rule import RuleConfig
 from gpuloop.schemas.messages.learning import Normaliser
@@ -28,7 +28,7 @@ DIFFERENCE_USD: Final = 1.0
 """Dollars of difference to the rule per unit of reward: about what an idle node costs in ticks."""
 
 
-class PoolVecEnv(VecEnv):
+class PoolVecEnv(SharedVecEnv):
     """Every pool of every world is a sub-environment; the seed of the first names the worlds."""
 
     def __init__(
@@ -120,41 +120,6 @@ class PoolVecEnv(VecEnv):
     def _observed(self) -> Observations:
         observations = self.batch.observation[: self._rows].astype(np.float32)
         return self._scaling(observations) if self._scaling else observations
-
-    def close(self) -> None:
-        """Do nothing: a world in memory holds nothing open."""
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Return an attribute, which all pools have in common."""
-        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Refuse: pools have no attributes of their own.
-
-        Raises:
-            AttributeError: always.
-
-        """
-        raise AttributeError(f"{attr_name}: pools side by side have no attributes of their own")
-
-    def env_method(
-        self,
-        method_name: str,
-        *method_args: Any,
-        indices: VecEnvIndices = None,
-        **method_kwargs: Any,
-    ) -> list[Any]:
-        """Refuse: pools have no methods of their own.
-
-        Raises:
-            AttributeError: always.
-
-        """
-        raise AttributeError(f"{method_name}: pools side by side have no methods of their own")
-
-    def env_is_wrapped(self, wrapper_class: Wrapper, indices: VecEnvIndices = None) -> list[bool]:
-        """Say that no pool is wrapped."""
-        return [False for _ in self._get_indices(indices)]
 
 
 class OnePoolEnv(gymnasium.Env[Observations, Actions]):

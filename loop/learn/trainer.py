@@ -244,10 +244,6 @@ class Trainer:
             raise RuntimeError("the model has no replay buffer")
         return buffer
 
-    def networks(self) -> dict[str, torch.nn.Module]:
-        """Return all networks that training changes."""
-        return {"policy": self.model.policy}
-
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """Return what moves them; SAC's temperature has one of its own."""
         model = self.model

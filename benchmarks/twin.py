@@ -15,9 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import process_time
 
+import numpy as np
 from msgspec.structs import replace
 from options import add_traces
 
+from gpuloop.loop.learn.experience import ACTION_SIZE
+from gpuloop.loop.learn.pool_env import PoolVecEnv
+from gpuloop.loop.learn.scenarios import Domain
 from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
 from gpuloop.twin.config import TwinConfig
 from gpuloop.twin.pool_level.build import build_pool_worlds
@@ -29,6 +33,8 @@ SPEED_HOURS = 6
 FLEETS = 10
 """So many of the usual fleets make one of about 5,000 GPUs."""
 WORLDS = 32
+ENVIRONMENTS = 128
+ENVIRONMENT_TICKS = 200
 
 
 class Together:
@@ -122,6 +128,20 @@ def pool_level() -> float:
     return steps
 
 
+def environments() -> float:
+    """Print and return the steps of a pool a second in which it is also seen, guarded and paid."""
+    env = PoolVecEnv(Domain(worlds=ENVIRONMENTS, hours=SPEED_HOURS), seed=0)
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-0.3, 0.3, (env.num_envs, ACTION_SIZE)).astype(np.float32)
+    env.step(actions)
+    began = process_time()
+    for _ in range(ENVIRONMENT_TICKS):
+        env.step(actions)
+    steps = ENVIRONMENT_TICKS * env.num_envs / (process_time() - began)
+    print(f"environment, {env.num_envs} pools side by side: {steps:,.0f} steps of a pool a second")
+    return steps
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -136,6 +156,7 @@ def main() -> None:
         "node_level_x_real_time": round(node_level(0)),
         "node_level_x_real_time_minute_samples": round(node_level(60)),
         "pool_level_steps_per_second": round(pool_level()),
+        "environment_steps_per_second": round(environments()),
     }
     print(json.dumps(found))
 

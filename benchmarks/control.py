@@ -19,7 +19,7 @@ import optuna
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.controlling import report, tuning
-from benchmarks.controlling.bounds import bound
+from benchmarks.controlling.bounds import bound, worlds_of
 from benchmarks.controlling.classes import CLASSES
 from benchmarks.controlling.entrants import POLICY, RULE, Field, field_of, rule_of, untuned
 from benchmarks.controlling.evaluate import Plan, philly, plan
@@ -81,15 +81,16 @@ def main() -> int:
 
 def results_of(whole: Plan, everyone: Field, played: Played, *, bounded: bool) -> Results:
     """Return how everyone did on each class, beside the clairvoyant bound where it is wanted."""
+    worlds = worlds_of(whole) if bounded else None
     classes = []
     for load in CLASSES:
         cells = cells_of(load, whole.classes)
         batch = runs(everyone, played, cells, whole, "batch")
         if not batch:
             continue
-        if bounded:
+        if worlds is not None:
             rule = next(one for one in batch if one.name == RULE)
-            least = bound(whole, load, rule, everyone.tuned[RULE], say)
+            least = bound(whole, worlds, load, rule, everyone.tuned[RULE], say)
             batch += [] if least is None else [least]
         service = runs(everyone, played, cells, whole, "service")
         differing = [played.differing[place] for place in everyone.places[POLICY]]

@@ -38,18 +38,24 @@ def worlds_of(plan: Plan) -> PoolWorlds:
 
 
 def bound(
-    plan: Plan, load: LoadClass, rule: Runs, tuned: float, tell: Callable[[str, float], None]
+    plan: Plan,
+    worlds: PoolWorlds,
+    load: LoadClass,
+    rule: Runs,
+    tuned: float,
+    tell: Callable[[str, float], None],
 ) -> Runs | None:
     """Return the bound of the days of a class around the tuned rule's violation rate.
 
-    None where it has no such rate, or no bound exists at any of them.
+    `worlds` are those of the plan at their beginning, and stay there. None where there is no such
+    rate, or no bound at any.
     """
     place = rule.settings.index(tuned)
     usual = float(rule.violated[:, place].sum() / max(rule.judged[:, place].sum(), 1.0))
     if usual <= 0.0:
         return None
     rates = [min(1.0, usual * factor) for factor in RATES]
-    worlds, on_demand = worlds_of(plan), prices(plan.stage)
+    on_demand = prices(plan.stage)
     chosen = cells_of(load, plan.classes)
     rows = [int(row) for row in np.flatnonzero(chosen.any(axis=1))]
     frontiers: list[Frontier] = []

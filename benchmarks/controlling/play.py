@@ -62,8 +62,6 @@ class Played:
     earned_usd: tuple[Floats, ...]
     """What the ledgers of each entrant's rows took in over the scored days, (rows,)."""
     differing: tuple[float, ...]
-    jobs: tuple[NDArray[np.int64], ...]
-    """Submission times of the jobs of each row, those of the unscored days as well."""
 
 
 def play(
@@ -121,10 +119,6 @@ def play(
         scores=tuple(_rows(whole, share) for share in shares),
         earned_usd=tuple(earned[share] for share in shares),
         differing=tuple((differing / (stage.days * DAY_TICKS)).tolist()),
-        jobs=tuple(
-            worlds.specs.at_us[worlds.rules.first[row] : worlds.rules.last[row]]
-            for row in range(pools)
-        ),
     )
 
 

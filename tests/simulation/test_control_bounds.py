@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from benchmarks.controlling.bounds import CLAIRVOYANT, RATES, bound
+from benchmarks.controlling.bounds import CLAIRVOYANT, RATES, bound, worlds_of
 from benchmarks.controlling.evaluate import Plan
 from benchmarks.controlling.frontier import Runs
 from benchmarks.controlling.gather import cells_of, gather
@@ -60,7 +60,7 @@ def rule(plan) -> Runs:
 
 def test_the_bound_undercuts_the_rule_at_its_rate_and_is_spread_over_its_days(plan, rule):
     told = []
-    least = bound(plan, "bursty", rule, 0.0, lambda what, share: told.append(what))
+    least = bound(plan, worlds_of(plan), "bursty", rule, 0.0, lambda what, share: told.append(what))
     assert least is not None
     assert least.name == CLAIRVOYANT
     assert least.days == rule.days
@@ -83,4 +83,4 @@ def test_a_rule_without_violations_has_no_rate_to_be_bound_at(plan, rule):
         judged=rule.judged,
         cost_usd=rule.cost_usd,
     )
-    assert bound(plan, "bursty", never, 0.0, lambda *_: None) is None
+    assert bound(plan, worlds_of(plan), "bursty", never, 0.0, lambda *_: None) is None

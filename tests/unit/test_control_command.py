@@ -57,7 +57,6 @@ def lived(cheaper: float) -> Played:
         scores=tuple(scores),
         earned_usd=tuple(np.zeros(ROWS) for _ in scores),
         differing=tuple(0.01 * place for place in range(len(scores))),
-        jobs=(),
     )
 
 

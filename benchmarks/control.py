@@ -137,8 +137,8 @@ def notes(whole: Plan, everyone: Field) -> tuple[str, ...]:
     worlds = len(whole.stage.configs)
     return (
         f"{worlds} worlds of {whole.stage.days} days each; a fleet of at most {gpus} GPUs in "
-        f"{len(config.pools)} pools with {config.arrival_share:.0%} of the trace's jobs, because "
-        "on the whole of Philly's 2,816 GPUs nothing queues.",
+        f"{len(config.pools)} pools with {config.arrival_share:.0%} of the trace's jobs; on "
+        "Philly's own 2,816 GPUs nothing would queue.",
         f"{len(everyone.entrants)} entrants met the same jobs, prices and luck; every decision "
         "comes up to 50 s after its tick, and every other one knows the capacity of the tick "
         "before.",

@@ -12,7 +12,7 @@ PYTHON ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts sim faults bench bench-observe bench-placement bench-twin bench-control presubmit lock clean \
+.PHONY: help setup run test lint format types contracts sim faults bench bench-observe bench-placement bench-twin bench-calibration bench-control presubmit lock clean \
   test-compose
 
 help: ## Show the targets.
@@ -66,6 +66,9 @@ bench-observe: setup ## Measure the observe stage beside its peers (QUICK=1: und
 
 bench-twin: setup ## Compare the twin with what was published, and measure both its levels.
 	@$(BIN)/python benchmarks/twin.py $(ARGS)
+
+bench-calibration: setup ## Compare the twin with every published figure; writes docs/calibration.md.
+	@$(BIN)/python benchmarks/calibration.py $(ARGS)
 
 bench-placement: setup ## Measure placement beside the published openb study (QUICK=1: under two minutes).
 	@$(BIN)/python benchmarks/placement.py $(if $(QUICK),--quick) $(ARGS)

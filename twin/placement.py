@@ -73,6 +73,8 @@ def place(rooms: Iterable[Room], gpus: int, manner: Manner) -> tuple[tuple[str, 
 
 
 def _one_node(rooms: list[Room], gpus: int, manner: Manner) -> Room | None:
+    if not rooms:
+        return None
     nodes = _as_nodes(rooms, manner.tenant)
     ask = Ask(gpus=gpus, gpu_milli=WHOLE_GPU, kind=OWN_TENANT)
     holding = np.flatnonzero(fits(nodes, ask))

@@ -14,7 +14,9 @@ class Started(Exception):
     """Ends a script with what it was asked, before it measures anything."""
 
 
-@pytest.mark.parametrize("name", ["causes", "detectors", "placement", "rule", "twin"])
+@pytest.mark.parametrize(
+    "name", ["calibration", "causes", "detectors", "placement", "rule", "twin"]
+)
 def test_a_benchmark_takes_the_traces_that_the_environment_names(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

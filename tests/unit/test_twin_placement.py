@@ -56,6 +56,12 @@ def test_job_that_no_node_holds_waits(strategy: PlacementStrategy) -> None:
     assert place(rooms, 4, Manner("spot", strategy)) is None
 
 
+def test_gang_that_would_need_more_nodes_than_have_anything_free_waits() -> None:
+    """Its whole nodes use up every one, and nothing is left where the rest could go."""
+    rooms = [Room("a", "r0", "spot", 8, 8)]
+    assert place(rooms, 12, Manner("spot")) is None
+
+
 rooms_of_a_pool = st.lists(
     st.tuples(st.integers(0, 8), st.sampled_from(["spot", "on_demand"])), min_size=1, max_size=12
 )

@@ -39,13 +39,6 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 GENERATED = Split(known=False, train=None, tune=None, bounds=None, test=(), llm=None)
 """What there is without a folder of traces."""
 
-LIKE = (
-    "Jobs of all pools count alike, so a rate is mostly that of the pool with many small jobs, and "
-    "cost mostly that of the pool with few wide ones. Who knows everything makes use of it: the "
-    "bound lets wide jobs wait, and is far below what anyone could reach at the same rate in "
-    "every pool."
-)
-
 
 def main() -> int:
     """Evaluate, and tune before it where asked."""
@@ -118,6 +111,7 @@ def runs(
             everyone.settings[name],
             [[played.scores[place] for place in places]],
             chosen=cells,
+            pools=whole.pools,
             dates=whole.dates,
             measure=measure,
         )
@@ -142,7 +136,6 @@ def notes(whole: Plan, everyone: Field) -> tuple[str, ...]:
         f"{len(everyone.entrants)} entrants met the same jobs, prices and luck; every decision "
         "comes up to 50 s after its tick, and every other one knows the capacity of the tick "
         "before.",
-        LIKE,
     )
 
 

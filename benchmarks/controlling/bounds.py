@@ -1,8 +1,8 @@
 """The clairvoyant bound of a class's days, told as the runs of one more controller.
 
-Rows are bound one by one and pooled at each rate so that they cost least together. The programme
-knows whole spans of days; what of its cost belongs to which day, for the bootstrap, is read off the
-nodes it pays for.
+Rows are bound one by one and those of a pool are pooled at each rate so that they cost least
+together; no pool pays with its service for another's. The programme knows whole spans of days; what
+of its cost belongs to which day, for the bootstrap, is read off the nodes it pays for.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,10 @@ from gpuloop.twin.pool_level.build import build_pool_worlds
 from gpuloop.twin.pool_level.worlds import PoolWorlds
 
 CLAIRVOYANT: Final = "clairvoyant"
-RATES: Final = (0.25, 0.5, 1.0, 2.0)
-"""Violation rates at which the bound is solved, over the tuned rule's."""
+SOLVED: Final = (0.25, 0.5, 1.0, 2.0)
+"""Violation rates of a pool at which the bound is solved, over the tuned rule's in that pool."""
+RATES: Final = (0.0, *SOLVED, 4.0)
+"""Those at which it is told. Beyond what was solved tangents bound it, as cost is convex."""
 
 
 def worlds_of(plan: Plan) -> PoolWorlds:
@@ -45,38 +47,50 @@ def bound(
     tuned: float,
     tell: Callable[[str, float], None],
 ) -> Runs | None:
-    """Return the bound of the days of a class around the tuned rule's violation rate.
+    """Return the bound of the days of a class around the tuned rule's violation rates.
 
-    `worlds` are those of the plan at their beginning, and stay there. None where there is no such
-    rate, or no bound at any.
+    `worlds` are those of the plan at their beginning, and stay there. The settings are `RATES`;
+    where a pool has no bound, nothing of it is judged. None: no pool has one.
     """
     place = rule.settings.index(tuned)
-    usual = float(rule.violated[:, place].sum() / max(rule.judged[:, place].sum(), 1.0))
-    if usual <= 0.0:
-        return None
-    rates = [min(1.0, usual * factor) for factor in RATES]
     on_demand = prices(plan.stage)
     chosen = cells_of(load, plan.classes)
-    rows = [int(row) for row in np.flatnonzero(chosen.any(axis=1))]
-    frontiers: list[Frontier] = []
-    for done, row in enumerate(rows):
-        tell(f"bounding {load} days of row {row}", done / len(rows))
-        whole = Clairvoyant(worlds, row, days=chosen[row].tolist(), on_demand=on_demand[row])
-        frontiers.append(whole.frontier(rates))
-    costs = [pooled(frontiers, rate) for rate in rates]
-    known = [place for place, cost in enumerate(costs) if cost is not None]
-    if not known:
+    shape = (1, len(RATES), len(rule.pools), len(rule.days))
+    violated, judged, cost_usd = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for column, pool in enumerate(rule.pools):
+        mine = np.array([name == pool for name in plan.pools]) & chosen.any(axis=1)
+        rows = [int(row) for row in np.flatnonzero(mine)]
+        jobs = rule.judged[0, place, column]
+        usual = float(rule.violated[0, place, column].sum() / max(jobs.sum(), 1.0))
+        frontiers: list[Frontier] = []
+        for done, row in enumerate(rows):
+            tell(f"bounding {load} days of {pool}, row {row}", done / len(rows))
+            whole = Clairvoyant(worlds, row, days=chosen[row].tolist(), on_demand=on_demand[row])
+            frontiers.append(whole.frontier(_rates(usual, SOLVED)))
+        spread = _by_day(plan, rows, frontiers, rule.days)
+        for setting, rate in enumerate(_rates(usual, RATES, apart=True)):
+            cost = pooled(frontiers, rate)
+            if cost is not None:
+                cost_usd[0, setting, column] = spread * cost
+                violated[0, setting, column] = jobs * rate
+                judged[0, setting, column] = jobs
+    if not judged.any():
         return None
-    spread = _by_day(plan, rows, frontiers, rule.days)
-    judged = rule.judged[:1, place]
     return Runs(
         name=CLAIRVOYANT,
-        settings=tuple(rates[one] for one in known),
+        settings=RATES,
+        pools=rule.pools,
         days=rule.days,
-        violated=np.stack([judged[0] * rates[one] for one in known])[None],
-        judged=np.repeat(judged, len(known), axis=0)[None],
-        cost_usd=np.stack([spread * float(costs[one] or 0.0) for one in known])[None],
+        violated=violated,
+        judged=judged,
+        cost_usd=cost_usd,
     )
+
+
+def _rates(usual: float, factors: Sequence[float], *, apart: bool = False) -> list[float]:
+    """Return rates of at most 1 around the usual one; equal ones once, unless told apart."""
+    rates = [min(1.0, usual * factor) for factor in factors]
+    return rates if apart else sorted(set(rates))
 
 
 def _by_day(
@@ -92,5 +106,5 @@ def _by_day(
             if share > 0.0:
                 found[date] += share * middle.cost_usd
     shares: Floats = np.array(list(found.values()))
-    shares /= shares.sum()
-    return shares
+    total = float(shares.sum())
+    return shares / total if total > 0.0 else shares

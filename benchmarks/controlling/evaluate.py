@@ -54,6 +54,11 @@ class Plan:
     dates: tuple[tuple[str, ...], ...]
     synthetic: frozenset[LoadClass]
 
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Return the pool that each row is, (rows,)."""
+        return tuple(pool.name for config in self.stage.configs for pool in config.pools)
+
 
 def plan(split: Split, config: TwinConfig, *, traces: Path | None, rule: RuleConfig) -> Plan:
     """Return the worlds of a folder's scored days, and generated weeks of the classes it lacks."""

@@ -1,17 +1,12 @@
-"""How controllers compare at equal service and at equal cost, with intervals, from their days.
+"""What a controller's settings cost and whom they let wait, in one pool, as a frontier.
 
 A controller runs at several settings of its service knob; each is a point of violation rate and
 cost. Its frontier is the Pareto set of these points: who has a setting that is cheaper and serves
 better would not use the other. It is not their convex hull, which would credit mixtures of settings
 that nobody ran. Between neighbouring points cost is linear in the logarithm of the rate where both
 rates are positive, else in the rate. At a rate (or a cost) beyond the last point of the set, up to
-the largest that was run, the last point holds, as it does better for less. Elsewhere there is no
-comparison: nothing is extrapolated.
-
-Intervals come from a bootstrap over days that draws the same days for all controllers and settings,
-and for one that was trained with several seeds its seeds as well. Where a comparison is not
-possible in a draw the draw could have come out anywhere: it counts as the lowest for the lower
-bound and as the highest for the upper.
+the largest that was run, the last point holds, as it does better for less. Elsewhere a frontier
+says nothing: nothing is extrapolated.
 """
 
 from dataclasses import dataclass
@@ -24,22 +19,22 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 DRAWS: Final = 2_000
-FEWEST_EVENTS: Final = 100
-"""Violations of the tuned rule below which a ratio would say nothing."""
-TAIL: Final = 0.025
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runs:
-    """What one controller's settings came to on the days of one class.
+    """What one controller's settings came to on the days of one class, pool by pool.
+
+    A pool that has no day of the class on a date has zeros there.
 
     Attributes:
         name: of the controller.
         settings: values of its service knob, in any order.
+        pools: names of the pools, the same for all that are compared and in the same order.
         days: names of the days, in any order, the same for all that are compared.
-        violated: (seeds, settings, days) violations; one seed for whoever was not trained.
-        judged: (seeds, settings, days) jobs, or service minutes, that could have been violated.
-        cost_usd: (seeds, settings, days).
+        violated: (seeds, settings, pools, days) violations; one seed for whoever was not trained.
+        judged: (seeds, settings, pools, days) jobs, or service minutes, that could have been.
+        cost_usd: (seeds, settings, pools, days).
 
     Raises:
         ValueError: shapes differ, a number is missing or impossible, or a name comes twice.
@@ -48,6 +43,7 @@ class Runs:
 
     name: str
     settings: tuple[float, ...]
+    pools: tuple[str, ...]
     days: tuple[str, ...]
     violated: Floats
     judged: Floats
@@ -55,7 +51,8 @@ class Runs:
 
     def __post_init__(self) -> None:
         """Refuse what is not whole."""
-        shape = (len(self.violated), len(self.settings), len(self.days))
+        names = (self.settings, self.pools, self.days)
+        shape = (len(self.violated), *map(len, names))
         for what in ("violated", "judged", "cost_usd"):
             numbers = getattr(self, what)
             if numbers.shape != shape or not numbers.size:
@@ -64,8 +61,8 @@ class Runs:
                 raise ValueError(f"{self.name}: {what} holds what is not a number")
         if np.any(self.violated < 0) or np.any(self.violated > self.judged):
             raise ValueError(f"{self.name}: more is violated than was judged, or less than none")
-        if len(set(self.days)) < len(self.days) or len(set(self.settings)) < len(self.settings):
-            raise ValueError(f"{self.name}: a day or a setting comes twice")
+        if any(len(set(each)) < len(each) for each in names):
+            raise ValueError(f"{self.name}: a day, a pool or a setting comes twice")
 
     def on(self, days: tuple[str, ...]) -> "Runs":
         """Return the same with its days in this order.
@@ -77,55 +74,45 @@ class Runs:
         if set(days) != set(self.days):
             raise ValueError(f"{self.name} ran on other days")
         places = [self.days.index(day) for day in days]
-        arrays = (a[:, :, places] for a in (self.violated, self.judged, self.cost_usd))
+        arrays = (a[..., places] for a in (self.violated, self.judged, self.cost_usd))
         violated, judged, cost_usd = arrays
         return Runs(
-            name=self.name, settings=self.settings, days=days, violated=violated, judged=judged,
-            cost_usd=cost_usd,
+            name=self.name, settings=self.settings, pools=self.pools, days=days, violated=violated,
+            judged=judged, cost_usd=cost_usd,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Ratio:
-    """A ratio, 1 where both are equal, and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Incomparable:
-    """Why there is no ratio."""
-
-    reason: str
-
-
-Comparison = Ratio | Incomparable
-
-
-@dataclass(frozen=True, slots=True)
 class Points:
-    """Settings as points, (draws, settings) each: violation rate and US dollars a day.
+    """Settings as points in one pool, (draws, settings) each.
 
-    A setting that judged nobody in a draw is no point there.
+    Violation rate, US dollars a day, and jobs that were judged in all days, the mean of seeds. A
+    setting that judged nobody in a draw is no point there.
     """
 
     rate: Floats
     cost: Floats
-    known: Flags
+    judged: Floats
+
+    @property
+    def known(self) -> Flags:
+        """Return where settings are points."""
+        return self.judged > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a frontier says at one place, (draws,), and where it says anything."""
+    """What a frontier says at one place, (draws,), and where it says anything; 0 elsewhere."""
 
     value: Floats
     known: Flags
 
 
 class Draws:
-    """Which days, and which seeds, each draw counts how often; the first row is all days once."""
+    """Which days, and which seeds, each draw counts how often; the first row is all days once.
+
+    A day is drawn with all its pools, and for all controllers alike.
+    """
 
     def __init__(self, days: tuple[str, ...], *, seed: int, draws: int = DRAWS) -> None:
         """Draw days; their order does not matter to what is drawn."""
@@ -136,17 +123,18 @@ class Draws:
         self._days: Final = np.vstack([np.ones(count), drawn])
         self._seed: Final = seed
 
-    def points(self, runs: Runs) -> Points:
-        """Return the settings of a controller in every draw."""
+    def points(self, runs: Runs) -> tuple[Points, ...]:
+        """Return the settings of a controller in every draw, by pool."""
         runs = runs.on(self.days)
         seeds = self._seeds(len(runs.violated))
         violated, judged, cost = (
-            np.einsum("bd,skd,bs->bk", self._days, numbers, seeds, optimize=True)
+            np.einsum("bd,skpd,bs->pbk", self._days, numbers, seeds, optimize=True)
             for numbers in (runs.violated, runs.judged, runs.cost_usd)
         )
-        known = judged > 0
-        rate = np.divide(violated, judged, out=np.zeros_like(violated), where=known)
-        return Points(rate, cost / seeds.sum(1)[:, None] / len(self.days), known)
+        rate = np.divide(violated, judged, out=np.zeros_like(violated), where=judged > 0)
+        drawn = seeds.sum(1)[:, None]
+        cost = cost / drawn / len(self.days)
+        return tuple(map(Points, rate, cost, judged / drawn))
 
     def _seeds(self, count: int) -> Floats:
         rng = np.random.default_rng([self._seed, 1])
@@ -202,105 +190,3 @@ def _kept(x: Floats, y: Floats, known: Flags) -> Flags:
 
 def _log(numbers: Floats, where: Flags) -> Floats:
     return np.log(numbers, out=numbers.astype(np.float64), where=where)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
-    """One controller beside the rule and HPA on one class; ratios below 1 are in its favour."""
-
-    name: str
-    events: int
-    days: int
-    violations_at_equal_cost_vs_rule: Comparison
-    cost_at_equal_service_vs_rule: Comparison
-    avoidable_cost_vs_hpa: Comparison
-    avoidable_cost_vs_rule: Comparison
-
-
-def compare(
-    one: Runs,
-    *,
-    rule: Runs,
-    tuned: float,
-    hpa: Runs,
-    clairvoyant: Runs | None,
-    seed: int,
-    draws: int = DRAWS,
-) -> Compared:
-    """Compare a controller at the service, and at the cost, of the rule's tuned setting.
-
-    Args:
-        one: the controller.
-        rule: the rule, at all its settings.
-        tuned: that setting of the rule which its tuning chose.
-        hpa: the autoscaler whose avoidable cost is beaten or not.
-        clairvoyant: the bound from which on cost is avoidable, None where it is not known.
-        seed: of the draws.
-        draws: how many.
-
-    Raises:
-        ValueError: they ran on different days, or the rule not at its tuned setting.
-
-    """
-    if tuned not in rule.settings:
-        raise ValueError(f"the rule did not run at its tuned setting {tuned}")
-    place = rule.settings.index(tuned)
-    sampled = Draws(rule.days, seed=seed, draws=draws)
-    ours, rules, hpas = (sampled.points(runs) for runs in (one, rule, hpa))
-    bound = None if clairvoyant is None else sampled.points(clairvoyant)
-    rate = Read(rules.rate[:, place], rules.known[:, place])
-    cost = Read(rules.cost[:, place], rules.known[:, place])
-    cost_ours, cost_rule, cost_hpa = (cost_at(points, rate) for points in (ours, rules, hpas))
-    events = round(float(rule.violated[:, place].sum() / len(rule.violated)))
-
-    def ratio(above: Read, below: Read, who: str) -> Comparison:
-        if events < FEWEST_EVENTS:
-            return Incomparable(f"insufficient events: {events} violations of the rule")
-        return _ratio(above, below, who, len(rule.days))
-
-    def avoidable(other: Read, who: str) -> Comparison:
-        if bound is None:
-            return Incomparable("the clairvoyant cost is not known")
-        least = cost_at(bound, rate)
-        return ratio(_above(cost_ours, least), _above(other, least), f"{who}, clairvoyant")
-
-    return Compared(
-        name=one.name,
-        events=events,
-        days=len(rule.days),
-        violations_at_equal_cost_vs_rule=ratio(
-            rate_at(ours, cost), rate_at(rules, cost), f"{one.name}, {rule.name}"
-        ),
-        cost_at_equal_service_vs_rule=ratio(cost_ours, cost_rule, f"{one.name}, {rule.name}"),
-        avoidable_cost_vs_hpa=avoidable(cost_hpa, f"{one.name}, {hpa.name}"),
-        avoidable_cost_vs_rule=avoidable(cost_rule, f"{one.name}, {rule.name}"),
-    )
-
-
-def _above(cost: Read, least: Read) -> Read:
-    return Read(cost.value - least.value, cost.known & least.known)
-
-
-def _ratio(above: Read, below: Read, who: str, days: int) -> Comparison:
-    """Return a ratio and its interval; row 0 is all days, the others are draws."""
-    known = above.known & below.known
-    if not known[0]:
-        return Incomparable(f"no overlap of the frontiers of {who}")
-    if below.value[0] <= 0:
-        return Incomparable(f"nothing to divide by: {who}")
-    if days < 2:
-        return Incomparable("one day tells nothing about others")
-    known &= below.value > 0
-    ratios = np.divide(above.value, below.value, out=np.zeros(len(known)), where=known)
-    low = _quantile(np.where(known, ratios, -np.inf)[1:], TAIL)
-    high = _quantile(np.where(known, ratios, np.inf)[1:], 1 - TAIL)
-    if not (np.isfinite(low) and np.isfinite(high)):
-        share = 1 - float(known[1:].mean())
-        return Incomparable(f"no overlap of the frontiers of {who} in {share:.0%} of the draws")
-    return Ratio(float(ratios[0]), low, high)
-
-
-def _quantile(numbers: Floats, level: float) -> float:
-    """Return the order statistic at a level, the outer one of two: infinite numbers stay apart."""
-    place = level * (len(numbers) - 1)
-    return float(np.sort(numbers)[int(np.floor(place) if level < 0.5 else np.ceil(place))])

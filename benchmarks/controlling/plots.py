@@ -18,32 +18,41 @@ MARKERS: Final = "osD^vPX<>*"
 
 
 def frontier_svg(outcome: Outcome, *, title: str) -> str:
-    """Return a plot of cost over violation rate as SVG, the same text for the same outcome.
+    """Return a plot of cost over violation rate by pool as SVG, the same for the same outcome.
 
     Settings are marks, those on a controller's frontier are joined, its tuned one is ringed.
     """
     # Texts stay texts, which is small and takes the reader's font.
     with matplotlib.rc_context({"svg.hashsalt": SALT, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        axes = figure.add_subplot()
-        rates = [point.violation_rate for one in outcome.controllers for point in one.points]
-        positive = [rate for rate in rates if rate > 0]
-        if positive:
-            # Rates of zero have a place too, left of the least of the others.
-            axes.set_xscale("symlog", linthresh=min(positive))
-            ticks = _ticks(min(rates), min(positive), max(positive))
-            axes.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
-            axes.minorticks_off()
-        for place, one in enumerate(outcome.controllers):
-            _draw(axes, one, place, shipped=one.name == outcome.policy)
-        axes.set_title(title)
-        axes.set_xlabel("violation rate")
-        axes.set_ylabel("cost, US dollars a day")
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+        pools = outcome.pools
+        figure = Figure(figsize=(2 + 4.5 * len(pools), 5), layout="constrained")
+        panels = figure.subplots(1, len(pools), squeeze=False)[0]
+        for panel, pool in zip(panels, pools, strict=True):
+            _panel(panel, outcome, pool)
+        panels[0].set_ylabel("cost, US dollars a day")
+        figure.suptitle(title)
+        figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right center",
+                      fontsize="small")  # fmt: skip
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def _panel(axes: Axes, outcome: Outcome, pool: str) -> None:
+    rates = [point.violation_rate for one in outcome.controllers for point in one.of(pool)]
+    positive = [rate for rate in rates if rate > 0]
+    if positive:
+        # Rates of zero have a place too, left of the least of the others.
+        axes.set_xscale("symlog", linthresh=min(positive))
+        ticks = _ticks(min(rates), min(positive), max(positive))
+        axes.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
+        axes.tick_params(axis="x", labelrotation=45)
+        axes.minorticks_off()
+    for place, one in enumerate(outcome.controllers):
+        _draw(axes, one, pool, place, shipped=one.name == outcome.policy)
+    axes.set_title(pool)
+    axes.set_xlabel("violation rate")
+    axes.grid(visible=True, alpha=0.3)
 
 
 def _ticks(least: float, positive: float, most: float) -> list[float]:
@@ -54,22 +63,23 @@ def _ticks(least: float, positive: float, most: float) -> list[float]:
     return [0.0, *within] if least == 0 else within
 
 
-def _draw(axes: Axes, one: Controller, place: int, *, shipped: bool) -> None:
+def _draw(axes: Axes, one: Controller, pool: str, place: int, *, shipped: bool) -> None:
     colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-    kept = [point for point in one.points if point.on_frontier]
+    points = one.of(pool)
+    kept = [point for point in points if point.on_frontier]
     axes.plot(
         [point.violation_rate for point in kept],
         [point.cost_usd_per_day for point in kept],
         color=colour, marker=marker, markersize=5, linewidth=2.5 if shipped else 1.0,
         label=one.name,
     )  # fmt: skip
-    others = [point for point in one.points if not point.on_frontier]
+    others = [point for point in points if not point.on_frontier]
     axes.plot(
         [point.violation_rate for point in others],
         [point.cost_usd_per_day for point in others],
         color=colour, marker=marker, markersize=4, linestyle="", fillstyle="none",
     )  # fmt: skip
-    for point in one.points:
+    for point in points:
         if point.tuned:
             axes.plot(
                 [point.violation_rate], [point.cost_usd_per_day], color=colour, marker="o",

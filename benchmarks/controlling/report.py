@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from benchmarks.controlling.frontier import Compared, Comparison, Ratio
+from benchmarks.controlling.comparing import Compared, Comparison, Ratio
 from benchmarks.controlling.plots import frontier_svg
 from benchmarks.controlling.results import (
     RATIOS,
     ClassResult,
-    Controller,
     Outcome,
     Point,
     Results,
@@ -33,14 +32,17 @@ HEADS: Final = (
 
 METHOD: Final = """\
 Written by `make bench-control`. Ratios compare the policy that ships with the rule and with the
-Kubernetes HPA, each at its own frontier of seven settings; 1 is equal, less is better, in brackets
-the 95 % interval of a bootstrap that draws the same days for all, and training seeds as well. Equal
-service is the tuned rule's violation rate, equal cost its cost. A batch job is violated when it
-waits longer than five minutes and a tenth of its work, a service minute when its p95 first token
-exceeds two seconds; the two are never summed. Cost is capacity, energy, and what is left undone at
-the on-demand price; avoidable is what exceeds the clairvoyant bound at the same service. Where
-frontiers do not overlap nothing is extrapolated, and with fewer than 100 violations of the rule
-nothing is compared."""
+Kubernetes HPA, each at its own frontiers of seven settings; 1 is equal, less is better, in brackets
+the 95 % interval of a bootstrap that draws the same days for all, and training seeds as well.
+Service is equal only where it is in every pool: each pool's frontier is read at the violation rate
+(for equal cost, at the cost) that the tuned rule has in that pool, and what is read is summed over
+the pools before the ratio is taken. In a pool where the tuned rule let nobody wait the others are
+read at their cheapest setting that let nobody wait. A batch job is violated when it waits longer
+than five minutes and a tenth of its work, a service minute when its p95 first token exceeds two
+seconds; the two are never summed. Cost is capacity, energy, and what is left undone at the
+on-demand price; avoidable is what exceeds the clairvoyant bound at the same service, pool by pool.
+Where the frontiers of a pool do not overlap nothing is extrapolated and nothing left out: there is
+no ratio. Nor is there with fewer than 100 violations of the rule in all pools together."""
 
 
 def write(results: Results, folder: Path) -> None:
@@ -119,31 +121,30 @@ def _variants(variants: tuple[Variant, ...]) -> Iterator[str]:
 
 
 def _controllers(outcome: Outcome) -> Iterator[str]:
-    yield from _headed(
-        "controller", "setting", "violated", "rate", "USD a day", *HEADS[:2], "settings' rates",
-        "settings' USD a day",
-    )  # fmt: skip
+    """Each pool at the tuned setting; what was not tuned is told from end to end."""
+    told = [f"{pool}: {what}" for pool in outcome.pools for what in ("violated", "USD a day")]
+    yield from _headed("controller", "setting", *told, "USD a day", *HEADS[:2])
     for one in outcome.controllers:
-        tuned = next((point for point in one.points if point.tuned), None)
+        tuned = [point for point in one.points if point.tuned]
         name = f"**{one.name}**" if one.name == outcome.policy else one.name
-        cells = ("", "", "", "") if tuned is None else _point(tuned)
-        told = ("", "") if one.compared is None else _shown(one.compared)[:2]
-        yield _line(name, *cells, *told, *_ranges(one))
+        setting = f"{tuned[0].setting:g}" if tuned else ""
+        total = f"{sum(point.cost_usd_per_day for point in tuned):,.0f}" if tuned else ""
+        pools = [cell for pool in outcome.pools for cell in _pool(one.of(pool))]
+        compared = ("", "") if one.compared is None else _shown(one.compared)[:2]
+        yield _line(name, setting, *pools, total, *compared)
 
 
-def _point(point: Point) -> tuple[str, ...]:
-    violated = f"{point.violated:.0f} of {point.judged:.0f}"
-    rate, cost = f"{point.violation_rate:.2%}", f"{point.cost_usd_per_day:,.0f}"
-    return f"{point.setting:g}", violated, rate, cost
-
-
-def _ranges(one: Controller) -> tuple[str, str]:
-    rates = [point.violation_rate for point in one.points]
-    costs = [point.cost_usd_per_day for point in one.points]
-    return (
-        f"{min(rates):.2%} to {max(rates):.2%}",
-        f"{min(costs):,.0f} to {max(costs):,.0f}",
-    )
+def _pool(points: tuple[Point, ...]) -> tuple[str, str]:
+    """Return violations and cost of a controller in a pool."""
+    if not points:
+        return "", ""
+    for point in points:
+        if point.tuned:
+            violated = f"{point.violated:.0f} of {point.judged:.0f} ({point.violation_rate:.2%})"
+            return violated, f"{point.cost_usd_per_day:,.0f}"
+    rates = [point.violation_rate for point in points]
+    costs = [point.cost_usd_per_day for point in points]
+    return f"{min(rates):.2%} to {max(rates):.2%}", f"{min(costs):,.0f} to {max(costs):,.0f}"
 
 
 def _shown(compared: Compared) -> tuple[str, ...]:

@@ -5,16 +5,8 @@ from typing import Final
 
 import msgspec
 from benchmarks.controlling.classes import LoadClass
-from benchmarks.controlling.frontier import (
-    DRAWS,
-    Compared,
-    Comparison,
-    Draws,
-    Ratio,
-    Runs,
-    compare,
-    pareto,
-)
+from benchmarks.controlling.comparing import Compared, Comparison, Ratio, compare
+from benchmarks.controlling.frontier import DRAWS, Draws, Runs, pareto
 
 RATIOS: Final = (
     "violations_at_equal_cost_vs_rule",
@@ -31,12 +23,13 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Point(_Part, frozen=True, kw_only=True):
-    """One setting of a controller over all days; of several seeds, their mean.
+    """One setting of a controller in one pool over all days; of several seeds, their mean.
 
     `violated` and `judged` are jobs of the batch, minutes of a service. `on_frontier` is False
-    where another setting is cheaper and serves no worse.
+    where another setting is cheaper in this pool and serves no worse.
     """
 
+    pool: str
     setting: float
     tuned: bool
     violation_rate: float
@@ -47,12 +40,19 @@ class Point(_Part, frozen=True, kw_only=True):
 
 
 class Controller(_Part, frozen=True, kw_only=True):
-    """A controller's settings by rising violation rate, and how it compares, where it does."""
+    """A controller's settings, and how it compares, where it does.
+
+    The points come pool by pool, and by rising violation rate in each.
+    """
 
     name: str
     seeds: int
     points: tuple[Point, ...]
     compared: Compared | None
+
+    def of(self, pool: str) -> tuple[Point, ...]:
+        """Return the points of one pool."""
+        return tuple(point for point in self.points if point.pool == pool)
 
 
 class Outcome(_Part, frozen=True, kw_only=True):
@@ -60,6 +60,7 @@ class Outcome(_Part, frozen=True, kw_only=True):
 
     policy: str
     days: int
+    pools: tuple[str, ...]
     controllers: tuple[Controller, ...]
 
     @property
@@ -150,27 +151,36 @@ def outcome(
                 name=one.name, seeds=len(one.violated), points=points, compared=compared
             )
         )  # fmt: skip
-    by_name[policy]
-    return Outcome(policy=policy, days=len(by_name[rule].days), controllers=tuple(controllers))
+    return Outcome(
+        policy=policy,
+        days=len(by_name[rule].days),
+        pools=by_name[rule].pools,
+        controllers=tuple(controllers),
+    )
 
 
 def _points(runs: Runs, tuned: float | None) -> tuple[Point, ...]:
     found = Draws(runs.days, seed=0, draws=0).points(runs)
-    kept = pareto(found)
     seeds = len(runs.violated)
-    points = [
-        Point(
-            setting=setting,
-            tuned=setting == tuned,
-            violation_rate=float(found.rate[0, place]),
-            cost_usd_per_day=float(found.cost[0, place]),
-            violated=float(runs.violated[:, place].sum() / seeds),
-            judged=float(runs.judged[:, place].sum() / seeds),
-            on_frontier=bool(kept[0, place]),
-        )
-        for place, setting in enumerate(runs.settings)
-    ]
-    return tuple(sorted(points, key=lambda p: (p.violation_rate, p.cost_usd_per_day, p.setting)))
+    points: list[Point] = []
+    for column, (pool, mine) in enumerate(zip(runs.pools, found, strict=True)):
+        kept = pareto(mine)
+        told = [
+            Point(
+                pool=pool,
+                setting=setting,
+                tuned=setting == tuned,
+                violation_rate=float(mine.rate[0, place]),
+                cost_usd_per_day=float(mine.cost[0, place]),
+                violated=float(runs.violated[:, place, column].sum() / seeds),
+                judged=float(mine.judged[0, place]),
+                on_frontier=bool(kept[0, place]),
+            )
+            for place, setting in enumerate(runs.settings)
+            if mine.known[0, place]
+        ]
+        points += sorted(told, key=lambda p: (p.violation_rate, p.cost_usd_per_day, p.setting))
+    return tuple(points)
 
 
 def ratios(compared: Compared) -> Json:
@@ -198,6 +208,7 @@ def _class_json(one: ClassResult) -> Json:
         "share_of_decisions_differing": one.share_of_decisions_differing,
         "events": one.batch.compared.events,
         "days": one.batch.days,
+        "pools": one.batch.pools,
         "synthetic": one.synthetic,
         "raw": _raw(one.batch),
         "service": None if one.service is None else _service_json(one.service),

@@ -1,5 +1,7 @@
 """The bound of a class lies below what controllers came to on its days, and is theirs by day."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from benchmarks.controlling.bounds import CLAIRVOYANT, RATES, bound, worlds_of
@@ -51,6 +53,7 @@ def rule(plan) -> Runs:
         settings,
         [list(played.scores)],
         chosen=cells_of("bursty", plan.classes),
+        pools=plan.pools,
         dates=plan.dates,
         measure="batch",
     )
@@ -63,24 +66,45 @@ def test_the_bound_undercuts_the_rule_at_its_rate_and_is_spread_over_its_days(pl
     least = bound(plan, worlds_of(plan), "bursty", rule, 0.0, lambda what, share: told.append(what))
     assert least is not None
     assert least.name == CLAIRVOYANT
-    assert least.days == rule.days
+    assert (least.days, least.pools, least.settings) == (rule.days, rule.pools, RATES)
     usual = rule.violated[0, 0].sum() / rule.judged[0, 0].sum()
-    assert least.settings == pytest.approx([usual * factor for factor in RATES])
-    costs = least.cost_usd[0].sum(axis=1)
+    rates = least.violated.sum(axis=(2, 3)) / least.judged.sum(axis=(2, 3))
+    assert rates[0] == pytest.approx([usual * factor for factor in RATES])
+    costs = least.cost_usd[0].sum(axis=(1, 2))
     assert (np.diff(costs) <= 1e-6).all(), "who may violate more pays no more"
     mine = rule.cost_usd[0, 0].sum()
     assert 0.5 * mine < costs[list(RATES).index(1.0)] <= mine
     assert (least.cost_usd > 0.0).all()
-    assert told == ["bounding bursty days of row 0"]
+    assert told == ["bounding bursty days of a100, row 0"]
 
 
-def test_a_rule_without_violations_has_no_rate_to_be_bound_at(plan, rule):
-    never = Runs(
+def test_each_pool_is_bound_at_its_own_rate(plan, rule):
+    """A second pool of which nobody waited is bound at none, and pays for none of the first's."""
+    one = plan.stage.configs[0]
+    second = replace(one.pools[0], name="other", gpu_model="l4")
+    both = Plan(
+        stage=dataclasses.replace(plan.stage, configs=[replace(one, pools=(one.pools[0], second))]),
+        classes=plan.classes * 2,
+        dates=plan.dates * 2,
+        synthetic=frozenset(),
+    )
+    quiet = np.concatenate([rule.violated, np.zeros_like(rule.violated)], axis=2)
+    rules = Runs(
         name="rule",
         settings=rule.settings,
+        pools=("a100", "other"),
         days=rule.days,
-        violated=np.zeros_like(rule.violated),
-        judged=rule.judged,
-        cost_usd=rule.cost_usd,
+        violated=quiet,
+        judged=np.repeat(rule.judged, 2, axis=2),
+        cost_usd=np.repeat(rule.cost_usd, 2, axis=2),
     )
-    assert bound(plan, worlds_of(plan), "bursty", never, 0.0, lambda *_: None) is None
+    told = []
+    least = bound(both, worlds_of(both), "bursty", rules, 0.0, lambda what, _: told.append(what))
+    assert told == ["bounding bursty days of a100, row 0", "bounding bursty days of other, row 1"]
+    assert least is not None
+    assert not least.violated[0, :, 1].any()
+    assert least.violated[0, 1:, 0].all()
+    costs = least.cost_usd[0].sum(axis=2)
+    assert costs[:, 1] == pytest.approx(costs[0, 1])
+    assert costs[0, 1] > 0.0
+    assert costs[0, 0] > costs[-1, 0]

@@ -6,18 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.controlling.frontier import (
-    Compared,
-    Comparison,
-    Draws,
-    Incomparable,
-    Ratio,
-    Read,
-    Runs,
-    compare,
-    cost_at,
-    rate_at,
-)
+from benchmarks.controlling.comparing import Compared, Comparison, Incomparable, Ratio, compare
+from benchmarks.controlling.frontier import Draws, Read, Runs, cost_at, rate_at
 
 DAYS = 8
 JOBS = 10_000.0
@@ -28,16 +18,17 @@ Points = tuple[tuple[float, float], ...]
 
 
 def flat(name: str, points: Points, *, days: int = DAYS, seeds: int = 1) -> Runs:
-    """Return a controller whose every day is alike: rates and costs a day by setting."""
+    """Return a controller of one pool whose every day is alike: rates and costs by setting."""
     rates, costs = np.array(points).T
-    ones = np.ones((seeds, len(points), days))
+    ones = np.ones((seeds, len(points), 1, days))
     return Runs(
         name=name,
         settings=tuple(float(one) for one in range(len(points))),
+        pools=("all",),
         days=tuple(f"day {day}" for day in range(days)),
-        violated=ones * rates[:, None] * JOBS,
+        violated=ones * rates[:, None, None] * JOBS,
         judged=ones * JOBS,
-        cost_usd=ones * costs[:, None],
+        cost_usd=ones * costs[:, None, None],
     )
 
 
@@ -61,7 +52,7 @@ def at(points: Points, *, rate: float | None = None, cost: float | None = None) 
     runs = flat("one", points)
     sampled = Draws(runs.days, seed=0, draws=1)
     asked = Read(np.full(2, float(place or 0)), np.ones(2, bool))
-    told = (cost_at if rate is not None else rate_at)(sampled.points(runs), asked)
+    told = (cost_at if rate is not None else rate_at)(sampled.points(runs)[0], asked)
     return float(told.value[0]) if told.known[0] else None
 
 
@@ -122,10 +113,11 @@ def test_cheapest_setting_holds_up_to_the_worst_that_was_run() -> None:
 def reordered(runs: Runs, rng: np.random.Generator) -> Runs:
     days, settings = rng.permutation(len(runs.days)), rng.permutation(len(runs.settings))
     numbers = (runs.violated, runs.judged, runs.cost_usd)
-    violated, judged, cost_usd = (one[:, settings][:, :, days] for one in numbers)
+    violated, judged, cost_usd = (one[:, settings][..., days] for one in numbers)
     return Runs(
         name=runs.name,
         settings=tuple(runs.settings[place] for place in settings),
+        pools=runs.pools,
         days=tuple(runs.days[place] for place in days),
         violated=violated,
         judged=judged,
@@ -201,7 +193,7 @@ def test_few_violations_of_the_rule_are_insufficient() -> None:
 def test_frontiers_that_do_not_overlap_are_not_compared() -> None:
     better = tuple((rate / 100, cost) for rate, cost in SLOPE)
     found = compared(flat("one", better))
-    assert reason(found.cost_at_equal_service_vs_rule).endswith("of one, rule")
+    assert reason(found.cost_at_equal_service_vs_rule).endswith("of one, rule in all")
     assert value(found.violations_at_equal_cost_vs_rule) == pytest.approx(0.01)
 
 
@@ -225,13 +217,14 @@ def test_one_day_has_no_interval() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"violated": np.full((1, 3, DAYS), np.nan)},
-        {"cost_usd": np.full((1, 3, DAYS), np.inf)},
-        {"violated": np.full((1, 3, DAYS), JOBS + 1)},
-        {"violated": np.full((1, 3, DAYS), -1.0)},
-        {"judged": np.full((1, 2, DAYS), JOBS)},
+        {"violated": np.full((1, 3, 1, DAYS), np.nan)},
+        {"cost_usd": np.full((1, 3, 1, DAYS), np.inf)},
+        {"violated": np.full((1, 3, 1, DAYS), JOBS + 1)},
+        {"violated": np.full((1, 3, 1, DAYS), -1.0)},
+        {"judged": np.full((1, 2, 1, DAYS), JOBS)},
         {"settings": (0.0, 1.0, 1.0)},
         {"days": ("day 0",) * DAYS},
+        {"pools": ("all", "all")},
     ],
 )
 def test_what_is_no_number_or_cannot_be_is_refused(change: dict[str, Any]) -> None:
@@ -257,9 +250,9 @@ def uneven(
     load = np.random.default_rng(100).lognormal(0, 0.6, days)
     rng = np.random.default_rng(seed)
     one = flat(name, dear(cost), days=days, seeds=seeds)
-    level = 1 + spread * rng.standard_normal((seeds, 1, 1))
-    noise = 1 + 0.02 * rng.standard_normal((seeds, 1, days))
-    rate = load / load.max() * (1 + 0.05 * rng.standard_normal((seeds, 1, days)))
+    level = 1 + spread * rng.standard_normal((seeds, 1, 1, 1))
+    noise = 1 + 0.02 * rng.standard_normal((seeds, 1, 1, days))
+    rate = load / load.max() * (1 + 0.05 * rng.standard_normal((seeds, 1, 1, days)))
     return replace(
         one,
         violated=np.clip(one.violated * rate, 0, JOBS),
@@ -278,8 +271,8 @@ def test_pairing_narrows_the_interval() -> None:
     rng = np.random.default_rng(0)
     shuffled = rng.permutation(len(one.days))
     torn = replace(
-        one, violated=one.violated[:, :, shuffled], judged=one.judged[:, :, shuffled],
-        cost_usd=one.cost_usd[:, :, shuffled],
+        one, violated=one.violated[..., shuffled], judged=one.judged[..., shuffled],
+        cost_usd=one.cost_usd[..., shuffled],
     )  # fmt: skip
     peers = {"rule": rule, "hpa": uneven("hpa", seed=5, cost=2.0)}
     paired, unpaired = compared(one, **peers), compared(torn, **peers)
@@ -318,7 +311,7 @@ def test_draws_that_cannot_be_compared_leave_no_interval() -> None:
     rule = flat("rule", SLOPE)
     one = flat("one", ((0.041, 190.0), (0.16, 100.0)))
     violated = one.violated.copy()
-    violated[:, 0, 0] = 0.02 * JOBS
+    violated[:, 0, 0, 0] = 0.02 * JOBS
     found = compared(replace(one, violated=violated), rule=rule)
     told = reason(found.cost_at_equal_service_vs_rule)
     assert "no overlap" in told

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.controlling.classes import LoadClass
-from benchmarks.controlling.frontier import Compared, Incomparable, Ratio, Runs
+from benchmarks.controlling.comparing import Compared, Incomparable, Ratio
+from benchmarks.controlling.frontier import Runs
 from benchmarks.controlling.report import markdown, shown, verdict, write
 from benchmarks.controlling.results import (
     ClassResult,
@@ -26,16 +27,18 @@ TUNED = {"rule": 3.0, "hpa": 2.0, "td3": 2.0}
 
 
 def runs(name: str, *, cost: float = 1.0, jobs: float = 1_000.0, seeds: int = 1) -> Runs:
-    """Return four settings on three days, a little apart."""
+    """Return four settings on three days, a little apart, in two pools, one twice as dear."""
     days = np.array([0.9, 1.0, 1.1])
-    ones = np.ones((seeds, 4, 3))
+    dear = np.array([[2 / 3], [1 / 3]])
+    ones = np.ones((seeds, 4, 2, 3))
     return Runs(
         name=name,
         settings=(4.0, 3.0, 2.0, 1.0),
+        pools=("wide", "small"),
         days=("2017-10-16", "2017-10-17", "2017-10-18"),
-        violated=ones * np.array(RATES)[:, None] * jobs * days,
-        judged=ones * jobs * days,
-        cost_usd=ones * cost * np.array(COSTS)[:, None] * days,
+        violated=ones * np.array(RATES)[:, None, None] * jobs / 2 * days,
+        judged=ones * jobs / 2 * days,
+        cost_usd=ones * cost * np.array(COSTS)[:, None, None] * dear * days,
     )
 
 
@@ -91,10 +94,13 @@ def test_raw_table_has_every_setting_of_every_controller() -> None:
     assert set(told) == {"clairvoyant", "hpa", "rule", "td3"}
     assert told["td3"]["seeds"] == 2
     points = told["rule"]["points"]
-    assert [point["violation_rate"] for point in points] == pytest.approx(RATES)
-    assert [point["cost_usd_per_day"] for point in points] == pytest.approx(COSTS)
-    assert [point["setting"] for point in points if point["tuned"]] == [3.0]
-    assert told["td3"]["points"][1]["violated"] == pytest.approx(0.01 * 30_000)
+    assert [point["pool"] for point in points] == ["wide"] * 4 + ["small"] * 4
+    assert [point["violation_rate"] for point in points] == pytest.approx(2 * RATES)
+    costs = [point["cost_usd_per_day"] for point in points]
+    assert costs[:4] == pytest.approx([2 / 3 * cost for cost in COSTS])
+    assert costs[4:] == pytest.approx([1 / 3 * cost for cost in COSTS])
+    assert [point["setting"] for point in points if point["tuned"]] == [3.0, 3.0]
+    assert told["td3"]["points"][1]["violated"] == pytest.approx(0.01 * 15_000)
     assert not any(point["tuned"] for point in told["clairvoyant"]["points"])
 
 
@@ -150,6 +156,16 @@ def test_page_marks_generated_classes_and_names_every_controller() -> None:
     assert "\n- Three days.\n- One seed.\n\n## " in page
 
 
+def test_page_tells_each_pool_apart() -> None:
+    page = markdown(results())
+    head, _, *rows = re.findall(r"(?:^\|.*\n)+", page, re.M)[-1].splitlines()
+    assert "| wide: violated | wide: USD a day | small: violated | small: USD a day |" in head
+    (rule,) = [row for row in rows if row.startswith("| rule |")]
+    assert rule.startswith("| rule | 3 | 150 of 15000 (1.00%) | 200 | 150 of 15000 (1.00%) | 100 |")
+    (bound,) = [row for row in rows if row.startswith("| clairvoyant |")]
+    assert "| 0.00% to 16.00% | 33 to 133 | 0.00% to 16.00% | 17 to 67 |" in bound
+
+
 def test_tables_have_as_many_cells_in_each_row() -> None:
     page = markdown(results(result(service=measured())))
     for table in re.findall(r"(?:^\|.*\n)+", page, re.M):
@@ -167,7 +183,7 @@ def test_written_pages_and_plots_are_the_same_each_time(tmp_path: Path) -> None:
     for name in names:
         one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
         assert one == two
-        assert len(one) < 60_000
+        assert len(one) < 100_000
         assert not re.search(rb"<dc:date>|20(1[89]|2\d)-\d\d-\d\d", one)
     page = (tmp_path / "one" / "control.md").read_text()
     assert set(re.findall(r"\]\((.*\.svg)\)", page)) == {*names} - {"control.md"}
@@ -178,6 +194,8 @@ def test_plot_shows_every_controller_and_a_rate_of_zero(tmp_path: Path) -> None:
     plot = (tmp_path / "control-bursty.svg").read_text()
     for text in ("td3", "clairvoyant", ">0 %<", "violation rate", "bursty, batch"):
         assert text in plot
+    for pool in ("wide", "small"):
+        assert plot.count(f">{pool}<") == 1
 
 
 def test_policy_or_peer_that_was_not_run_is_refused() -> None:

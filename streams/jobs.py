@@ -1,4 +1,4 @@
-"""What each job and tenant last did, and what that adds up to per pool.
+"""What each job last did, and what that adds up to per pool.
 
 Merging events into a row does not depend on their order: the event of the highest rank speaks for
 the job, and what rarer kinds add is kept beside it. A job stays for an hour after its end, so that
@@ -15,9 +15,9 @@ from msgspec import field
 
 from gpuloop.schemas.component import Output, State
 from gpuloop.schemas.identity import derived_event_id
-from gpuloop.schemas.messages import JobEvent, JobState, Partial, TenantEvent
+from gpuloop.schemas.messages import JobEvent, JobState, Partial
 from gpuloop.schemas.messages.state import ClassState, JobPhase, QueueState
-from gpuloop.schemas.units import INT64_MAX, MINUTE_US
+from gpuloop.schemas.units import INT64_MAX
 from gpuloop.streams.horizon import REMEMBER_US
 
 BLOCKS: Final = 64
@@ -349,43 +349,3 @@ def shard_of(blocks: Mapping[int, JobBlock]) -> JobShard:
         for row in block.jobs.values():
             _count(shard, row, 1)
     return shard
-
-
-# Tenants: only refusals are counted, each once.
-
-
-class TenantShard(State):
-    """Refusals per pool since the start, and those recent enough to come twice."""
-
-    refused: dict[str, int] = {}
-    recent: dict[str, int] = {}
-    newest_us: int = 0
-    pruned_us: int = 0
-
-
-def absorb_tenant(shard: TenantShard, event: TenantEvent) -> DropReason | None:
-    """Count a refusal once; return why nothing was counted, None for what is not a refusal."""
-    if event.kind != "refused":
-        return None
-    at, horizon = event.event_time_us, shard.newest_us - REMEMBER_US
-    if at < horizon:
-        return "late"
-    identity = f"{event.tenant}/{event.boot}/{event.seq}"
-    if identity in shard.recent:
-        return "duplicate"
-    shard.recent[identity] = at
-    shard.refused[event.pool] = shard.refused.get(event.pool, 0) + 1
-    shard.newest_us = max(shard.newest_us, at)
-    if shard.newest_us - shard.pruned_us >= MINUTE_US:
-        horizon = shard.newest_us - REMEMBER_US
-        shard.recent = {key: time for key, time in shard.recent.items() if time >= horizon}
-        shard.pruned_us = shard.newest_us
-    return None
-
-
-def tenant_partials(shard: TenantShard, fleet: str, name: str, tick_us: int) -> list[Partial]:
-    """Return the refusals of each pool."""
-    return [
-        Partial(fleet=fleet, pool=pool, shard=name, tick_us=tick_us, refused_jobs=count)
-        for pool, count in sorted(shard.refused.items())
-    ]

@@ -22,11 +22,12 @@ from gpuloop.schemas.messages import (
     TenantEvent,
 )
 from gpuloop.schemas.units import MINUTE_US, TimeUs
-from gpuloop.streams import frames, jobs, node_ticks, nodes, pools
+from gpuloop.streams import frames, jobs, node_ticks, nodes, pools, tenants
 from gpuloop.streams.horizon import refuse_future
-from gpuloop.streams.jobs import JobShard, TenantShard
+from gpuloop.streams.jobs import JobShard
 from gpuloop.streams.nodes import NodeShard
 from gpuloop.streams.pools import CapacityShard, ServiceShard
+from gpuloop.streams.tenants import TenantShard
 
 
 def ticking_shards(count: int) -> frozenset[str]:
@@ -113,7 +114,7 @@ class Observe:
                 return () if change.output is None else (change.output,)
             case TenantEvent():
                 refuse_future(message.event_time_us, now_us)
-                _drop(state, jobs.absorb_tenant(state.tenants, message))
+                _drop(state, tenants.absorb_tenant(state.tenants, message))
             case ResourceSample():
                 refuse_future(message.event_time_us, now_us)
                 _drop(state, pools.absorb_resource(state.capacity, message))
@@ -142,7 +143,7 @@ class Observe:
         found += pools.capacity_partials(state.capacity, self._fleet, "resources/0", tick_us)
         served = {pool for _, _, pool, _ in state.services.services.values()}
         found += pools.service_partials(state.services, served, self._fleet, "services/0", tick_us)
-        found += jobs.tenant_partials(state.tenants, self._fleet, "tenants/0", tick_us)
+        found += tenants.tenant_partials(state.tenants, self._fleet, "tenants/0", tick_us)
         return outputs + self._pools(found, tick_us)
 
     def _pools(self, found: list[Partial], tick_us: int) -> list[Output]:

@@ -54,6 +54,7 @@ def absorb_resource(shard: CapacityShard, sample: ResourceSample) -> DropReason 
         quote_usd_micros_per_gpu_hour=sample.quote_usd_micros_per_gpu_hour,
         energy_usd_micros_per_kwh=sample.energy_usd_micros_per_kwh,
         generations=sample.generations,
+        loyalty_ratio=sample.loyalty_ratio,
     )
     shard.pools[sample.pool] = (*version, capacity)
     return None
@@ -276,6 +277,8 @@ def merge(partials: Sequence[Partial], tick_us: int, *, reported: int, expected:
         shards_expected=expected,
         demand_age_us=_demand_age_us(partials, tick_us),
         classes=_classes(partials),
+        quotes=tuple(one for p in partials for one in p.quotes)[:MAX_QUEUES],
+        loyalty_ratio=capacity.loyalty_ratio if capacity else 0.0,
     )
 
 

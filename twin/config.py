@@ -12,6 +12,9 @@ from msgspec import Meta
 from gpuloop.schemas.messages.telemetry import BILLINGS, Billing
 from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US, Count, Name, Positive, Price, Ratio
 
+MAX_LOYALTY: Final = 0.2
+"""The most that a quote may be lower to tenants with a record of use."""
+
 DEFAULT_START_US: Final = 1_508_112_000 * SECOND_US
 """2017-10-16T00:00:00Z, the Monday whose week has most of Philly's queueing."""
 
@@ -31,7 +34,8 @@ class PoolConfig(_Part, frozen=True, kw_only=True):
 
     `weights` says how much of each size class of work prefers this pool. The first quote is
     `quote_over_list` times the on-demand list price at the start, and prices may be set between
-    the floor and ceiling ratios of it.
+    the floor and ceiling ratios of it. Tenants with a record of use are told `loyalty_ratio` less
+    than what is quoted.
     """
 
     name: Name
@@ -46,6 +50,7 @@ class PoolConfig(_Part, frozen=True, kw_only=True):
     quote_over_list: Positive
     price_floor: Positive = 0.25
     price_ceiling: Positive = 4.0
+    loyalty_ratio: Annotated[float, Meta(ge=0.0, le=MAX_LOYALTY)] = 0.0
     spot_reclaims_per_node_hour: Positive = 0.0
     spot_availability: Ratio = 1.0
     weights: dict[SizeClass, float] = {}

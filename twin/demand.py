@@ -6,13 +6,17 @@ accepts every lower one, whatever else differs between two runs.
 
 from typing import NamedTuple
 
-from gpuloop.schemas.units import MINUTE_US
+from gpuloop.schemas.units import HOUR_US, MINUTE_US
 from gpuloop.twin.config import JobClass, PoolConfig, SegmentConfig
 from gpuloop.twin.draws import lognormal, uniform
 from gpuloop.twin.workload import LONG_US, JobSpec, size_class
 
 INTERACTIVE_US = 10 * MINUTE_US
 PATIENCE_SIGMA = 0.8
+PATRON_JOBS = 10
+"""Quotes of a pool that a tenant has accepted when it has a record of use there."""
+RECORD_US = 7 * 24 * HOUR_US
+"""How long a record lasts after the last of them."""
 
 
 def job_class(spec: JobSpec) -> JobClass:
@@ -37,6 +41,20 @@ def choose_pool(seed: int, spec: JobSpec, pools: tuple[PoolConfig, ...]) -> Pool
 def reservation_price(seed: int, job: str, segment: SegmentConfig, reference: int) -> int:
     """Return the highest quote a job accepts, in USD micros per GPU-hour."""
     return round(reference * lognormal(segment.median, segment.sigma, seed, "reservation", job))
+
+
+def told_quote(quote: float, loyalty: float, jobs: int, last_us: int, now_us: int) -> float:
+    """Return what a tenant is told where `quote` is posted, with `loyalty` off it for patrons.
+
+    A patron has accepted at least `PATRON_JOBS` quotes of the pool, the last within `RECORD_US`.
+    """
+    patron = jobs >= PATRON_JOBS and now_us - last_us <= RECORD_US
+    return quote * (1.0 - loyalty) if patron else quote
+
+
+def accepted_jobs(jobs: int, last_us: int, now_us: int) -> int:
+    """Return how many quotes a tenant has accepted with the one it accepts now."""
+    return jobs + 1 if now_us - last_us <= RECORD_US else 1
 
 
 def patience_us(seed: int, job: str, segment: SegmentConfig) -> int:

@@ -13,7 +13,14 @@ from gpuloop.schemas.fleet import Refused
 from gpuloop.schemas.messages.telemetry import Billing
 from gpuloop.schemas.units import MINUTE_US, SECOND_US
 from gpuloop.twin.config import MAX_ATTEMPTS, WAITING_GRACE_US
-from gpuloop.twin.demand import choose_pool, job_class, patience_us, reservation_price
+from gpuloop.twin.demand import (
+    accepted_jobs,
+    choose_pool,
+    job_class,
+    patience_us,
+    reservation_price,
+    told_quote,
+)
 from gpuloop.twin.draws import lognormal, uniform
 from gpuloop.twin.engine import Engine
 from gpuloop.twin.hardware import Hardware
@@ -48,11 +55,15 @@ class Jobs:
         pool = engine.pool(job.pool)
         segment = engine.config.segments[job.job_class]
         engine.state.counters.arrived += 1
-        if reservation_price(seed, job.id, segment, pool.reference) < pool.quote:
+        jobs, last_us = pool.records.get(job.tenant, (0, 0))
+        loyalty = engine.pools[job.pool].loyalty_ratio
+        job.price = round(told_quote(pool.quote, loyalty, jobs, last_us, engine.now_us))
+        if reservation_price(seed, job.id, segment, pool.reference) < job.price:
             engine.state.counters.refused += 1
-            self._telemetry.tenant(job, "refused", pool.quote)
+            self._telemetry.tenant(job, "refused", job.price)
             return
-        self._telemetry.tenant(job, "accepted", pool.quote)
+        pool.records[job.tenant] = (accepted_jobs(jobs, last_us, engine.now_us), engine.now_us)
+        self._telemetry.tenant(job, "accepted", job.price)
         self._queue_new(job)
         self.schedule(job.pool)
         self._lose_patience(job)

@@ -109,7 +109,7 @@ class Node(msgspec.Struct, array_like=True, kw_only=True):
 
 
 class Pool(msgspec.Struct, kw_only=True):
-    """A pool's desired state, prices and queue (job ids in order of submission)."""
+    """A pool's desired state, prices, queue (job ids in order of submission) and its tenants."""
 
     on_demand_nodes: int
     spot_nodes: int
@@ -120,6 +120,8 @@ class Pool(msgspec.Struct, kw_only=True):
     pricing_generation: int = 0
     power_watts: int = 0
     queue: list[str] = []
+    records: dict[str, tuple[int, int]] = {}
+    """By tenant: quotes accepted, and when the last was."""
 
 
 class Service(msgspec.Struct, kw_only=True):

@@ -177,6 +177,7 @@ class Telemetry:
             nodes_max=config.nodes_max,
             tranches=tranches,
             quote_usd_micros_per_gpu_hour=pool.quote,
+            loyalty_ratio=config.loyalty_ratio,
             energy_usd_micros_per_kwh=engine.config.energy_usd_micros_per_kwh,
             power_watts=float(pool.power_watts),
             generations={"scaling": pool.scaling_generation, "pricing": pool.pricing_generation},

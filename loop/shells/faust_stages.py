@@ -24,7 +24,7 @@ from gpuloop.schemas.messages import (
     TenantEvent,
 )
 from gpuloop.schemas.units import INT64_MAX
-from gpuloop.streams import job_rows, jobs, node_rows, node_ticks, nodes, pools
+from gpuloop.streams import job_rows, jobs, node_rows, node_ticks, nodes, pools, tenants
 from gpuloop.streams.frames import unpack
 from gpuloop.streams.horizon import AHEAD_US, refuse_future
 
@@ -238,11 +238,11 @@ class SampleStage:
         return _told("services", shard, found, before | {sample.pool})
 
     def _tenant(self, event: TenantEvent) -> Turn:
-        shard = self._shard("tenants", jobs.TenantShard)
-        dropped = jobs.absorb_tenant(shard, event)
-        if dropped is not None or event.kind != "refused":
+        shard = self._shard("tenants", tenants.TenantShard)
+        dropped = tenants.absorb_tenant(shard, event)
+        if dropped is not None or event.kind == "cancelled":
             return _nothing(dropped)
-        found = jobs.tenant_partials(shard, self._fleet, "tenants/0", shard.newest_us)
+        found = tenants.tenant_partials(shard, self._fleet, "tenants/0", shard.newest_us)
         return _told("tenants", shard, found, {event.pool})
 
     def _shard(self, name: str, kind: type[S]) -> S:

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar
 from msgspec import Meta
 
 from gpuloop.schemas.messages.base import Message, Part
-from gpuloop.schemas.messages.state import ClassState, QueueState, ServiceState
+from gpuloop.schemas.messages.state import ClassState, QueueState, QuoteState, ServiceState
 from gpuloop.schemas.messages.telemetry import Tranche
-from gpuloop.schemas.units import Count, Digest, Name, Price, TimeUs, WallUs
+from gpuloop.schemas.units import Count, Digest, Name, Price, Ratio, TimeUs, WallUs
 
 FRAME_COLUMNS: tuple[str, ...] = (
     "utilisation",
@@ -72,6 +72,7 @@ class Capacity(Part, frozen=True, kw_only=True):
     quote_usd_micros_per_gpu_hour: Price
     energy_usd_micros_per_kwh: Price
     generations: dict[str, Count]
+    loyalty_ratio: Ratio = 0.0
 
 
 class Partial(Message, frozen=True, kw_only=True):
@@ -98,6 +99,7 @@ class Partial(Message, frozen=True, kw_only=True):
     capacity: Capacity | None = None
     heard_us: TimeUs | None = None
     classes: tuple[ClassState, ...] = ()
+    quotes: tuple[QuoteState, ...] = ()
 
 
 class Segment(Part, frozen=True, kw_only=True):

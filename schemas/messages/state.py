@@ -104,6 +104,20 @@ class ClassState(Part, frozen=True, kw_only=True):
     arrived_gpus: Count
 
 
+class QuoteState(Part, frozen=True, kw_only=True):
+    """What one segment of tenants said to its quotes since the start.
+
+    The sums are of the quotes per GPU-hour that were accepted and refused, USD micros: over a
+    while in which prices stood still their growth per job is the quote itself.
+    """
+
+    segment: Name
+    accepted_jobs: Count
+    refused_jobs: Count
+    accepted_quotes_sum_usd_micros: Count
+    refused_quotes_sum_usd_micros: Count
+
+
 class ServiceState(Part, frozen=True, kw_only=True):
     """The last window of one inference service."""
 
@@ -151,3 +165,5 @@ class PoolState(Message, frozen=True, kw_only=True):
     shards_expected: Count
     demand_age_us: DurationUs | None = None
     classes: Annotated[tuple[ClassState, ...], Meta(max_length=64)] = ()
+    quotes: Annotated[tuple[QuoteState, ...], Meta(max_length=64)] = ()
+    loyalty_ratio: Ratio = 0.0

@@ -237,8 +237,9 @@ class ResourceSample(Message, frozen=True, kw_only=True):
     """Load and capacity of something jobs depend on: rented GPUs, storage, network, databases.
 
     For `kind="capacity"` the resource is the pool, `tranches` says what is rented, `quote` what
-    new work is offered at, `power_watts` what it draws, and `generations` how many changes each
-    actuator has applied. Billing that the pool cannot use has no tranche.
+    new work is offered at, `loyalty_ratio` how much less tenants with a record of use are told,
+    `power_watts` what it draws, and `generations` how many changes each actuator has applied.
+    Billing that the pool cannot use has no tranche.
     """
 
     TYPE: ClassVar[str] = "telemetry.resources"
@@ -261,10 +262,11 @@ class ResourceSample(Message, frozen=True, kw_only=True):
     energy_usd_micros_per_kwh: Price = 0
     power_watts: Positive = 0.0
     generations: dict[str, Count] = {}
+    loyalty_ratio: Ratio = 0.0
 
 
 class TenantEvent(Message, frozen=True, kw_only=True):
-    """A tenant saw a quote and accepted or refused it, or cancelled accepted work."""
+    """A tenant saw a quote, the one it was told, and accepted or refused it, or cancelled work."""
 
     TYPE: ClassVar[str] = "telemetry.tenants"
 

@@ -21,7 +21,7 @@ from gpuloop.schemas.messages import (
     TenantEvent,
 )
 from gpuloop.schemas.messages.telemetry import Tranche
-from gpuloop.streams import jobs, node_rows
+from gpuloop.streams import node_rows, tenants
 from gpuloop.streams.frames import pack, tick
 from gpuloop.streams.observe import ticking_shards
 from observed import belief, gpu_sample
@@ -239,7 +239,7 @@ def normalised(tables: dict[str, dict[bytes, bytes]]) -> dict[str, object]:
     return {
         "nodes": [belief(shard) for shard in shards],
         "jobs": tables["jobs"],
-        "tenants": msgspec.msgpack.decode(tables["pools"][b"tenants"], type=jobs.TenantShard),
+        "tenants": msgspec.msgpack.decode(tables["pools"][b"tenants"], type=tenants.TenantShard),
         "pools": {
             key: pool_rows.decode(row)
             for key, row in tables["pools"].items()

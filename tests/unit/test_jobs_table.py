@@ -6,8 +6,10 @@ import msgspec
 import pytest
 
 from gpuloop.schemas.messages import JobEvent, JobState, TenantEvent
-from gpuloop.streams import job_rows, jobs
-from gpuloop.streams.jobs import JobChange, JobShard, TenantShard
+from gpuloop.schemas.messages.state import QuoteState
+from gpuloop.streams import job_rows, jobs, tenants
+from gpuloop.streams.jobs import JobChange, JobShard
+from gpuloop.streams.tenants import TenantShard
 
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE
@@ -200,7 +202,7 @@ def test_however_many_classes_people_name_rows_and_partials_stay_small() -> None
     assert jobs.partials(restored(shard), "local", "jobs/0", T0) == [partial]
 
 
-def test_refusals_count_once_each_and_only_refusals() -> None:
+def test_answers_count_once_each_with_the_quotes_they_were_given_to() -> None:
     def tenant(seq: int, kind: str, *, at: int = T0) -> TenantEvent:
         return TenantEvent(
             fleet="local",
@@ -213,7 +215,7 @@ def test_refusals_count_once_each_and_only_refusals() -> None:
             boot=1,
             seq=seq,
             gpus=8,
-            quote_usd_micros_per_gpu_hour=1,
+            quote_usd_micros_per_gpu_hour=seq,
         )
 
     shard = TenantShard()
@@ -223,13 +225,23 @@ def test_refusals_count_once_each_and_only_refusals() -> None:
         tenant(1, "refused"),
         tenant(3, "refused"),
     ]
-    dropped = [jobs.absorb_tenant(shard, step) for step in steps]
+    dropped = [tenants.absorb_tenant(shard, step) for step in steps]
     assert dropped == [None, None, "duplicate", None]
     assert shard.refused == {"h100": 2}
-    assert jobs.absorb_tenant(shard, tenant(9, "refused", at=T0 + 3 * HOUR)) is None
+    assert tenants.absorb_tenant(shard, tenant(9, "refused", at=T0 + 3 * HOUR)) is None
     assert len(shard.recent) == 1
-    assert jobs.absorb_tenant(shard, tenant(4, "refused")) == "late"
-    assert jobs.tenant_partials(shard, "local", "tenants/0", T0)[0].refused_jobs == 3
+    assert tenants.absorb_tenant(shard, tenant(4, "refused")) == "late"
+    [told] = tenants.tenant_partials(shard, "local", "tenants/0", T0)
+    assert told.refused_jobs == 3
+    assert told.quotes == (
+        QuoteState(
+            segment="s",
+            accepted_jobs=1,
+            refused_jobs=3,
+            accepted_quotes_sum_usd_micros=2,
+            refused_quotes_sum_usd_micros=1 + 3 + 9,
+        ),
+    )
 
 
 RUNNING = [event("submitted", 1), event("started", 2, attempt=1)]

@@ -28,6 +28,7 @@ REVENUE, CAPACITY, ENERGY, WAIT, SERVICE, DISRUPTION = range(6)
 """Columns of the books, in the order of `COMPONENTS`; costs are positive here."""
 
 INTERACTIVE, BATCH, TRAINING = range(3)
+KINDS: Final = 3
 
 LOSS, MEMORY, RECLAIM = range(3)
 """What is drawn for a node each hour."""
@@ -110,6 +111,13 @@ class State(NamedTuple):
     hour_us: Ints
     desired: Ints
     quote: Floats
+    loyalty: Floats
+    """(rows,) how much less, as a ratio, tenants with a record of use are told."""
+    answers: Floats
+    """(rows, kinds, `ANSWERS`) what tenants said to their quotes, cumulative."""
+    record_jobs: Ints
+    """(rows, tenants) quotes accepted, and in `record_us` when the last was."""
+    record_us: Ints
     generation: Ints
     phase: Ints
     free: Ints
@@ -155,6 +163,10 @@ class State(NamedTuple):
 COUNTS: Final = 11
 """Columns of `counts`."""
 
+ACCEPTS, REFUSALS, ACCEPTED_SUM, REFUSED_SUM = range(4)
+ANSWERS: Final = 4
+"""Columns of `answers`: jobs, and the sums of their quotes."""
+
 (
     STATE,
     SPEC,
@@ -176,5 +188,5 @@ COUNTS: Final = 11
 
 def row_type(name: str) -> Any:
     """Return the element type of a state's array."""
-    floats = {"quote", "backlog", "utilisation", "rates", "books", "watts"}
+    floats = {"quote", "loyalty", "answers", "backlog", "utilisation", "rates", "books", "watts"}
     return np.float64 if name in floats else np.int64

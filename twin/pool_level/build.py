@@ -64,7 +64,10 @@ def build_pool_worlds(
         name: np.tile(column, copies) for name, column in specs._asdict().items()
     }
     specs = Specs(**columns)
-    return PoolWorlds(rules, specs, slots=slots)
+    found = PoolWorlds(rules, specs, slots=slots)
+    loyalty = [pool.loyalty_ratio for config in configs for pool in config.pools] * copies
+    found.price(found.state.quote, np.array(loyalty))
+    return found
 
 
 def _refuse_what_is_unknown(config: TwinConfig) -> None:

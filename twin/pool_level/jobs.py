@@ -6,6 +6,7 @@ import numpy as np
 
 from gpuloop.schemas.units import HOUR_US, SECOND_US
 from gpuloop.twin.config import MAX_ATTEMPTS, WAITING_GRACE_US
+from gpuloop.twin.demand import accepted_jobs, told_quote
 from gpuloop.twin.jobs import (
     BACKFILL_DEPTH,
     COLD_START_SECONDS,
@@ -14,6 +15,8 @@ from gpuloop.twin.jobs import (
     WARM_START_SECONDS,
 )
 from gpuloop.twin.pool_level.arrays import (
+    ACCEPTED_SUM,
+    ACCEPTS,
     ARRIVED,
     ARRIVED_GPUS,
     ATTEMPT,
@@ -39,7 +42,9 @@ from gpuloop.twin.pool_level.arrays import (
     QUEUED,
     QUEUED_US,
     READY,
+    REFUSALS,
     REFUSED,
+    REFUSED_SUM,
     REVENUE,
     RUNNING,
     SPEC,
@@ -54,8 +59,10 @@ from gpuloop.twin.pool_level.arrays import (
     Specs,
     State,
 )
-from gpuloop.twin.pool_level.compiling import compiled
+from gpuloop.twin.pool_level.compiling import also_compiled, compiled
 from gpuloop.twin.pool_level.placement import find, hold, occupy
+
+also_compiled(told_quote, accepted_jobs)
 
 
 @compiled
@@ -64,15 +71,26 @@ def arrive(state: State, rules: Rules, specs: Specs, row: int) -> bool:
     spec = state.next_spec[row]
     state.next_spec[row] += 1
     state.counts[row, ARRIVED] += 1
-    if specs.reservation[spec] < state.quote[row]:
+    tenant, now = specs.tenant[spec], state.now_us[row]
+    jobs, last_us = state.record_jobs[row, tenant], state.record_us[row, tenant]
+    quote = told_quote(state.quote[row], state.loyalty[row], jobs, last_us, now)
+    answers = state.answers[row, specs.kind[spec]]
+    if specs.reservation[spec] < quote:
         state.counts[row, TURNED_AWAY] += 1
+        answers[REFUSALS] += 1
+        answers[REFUSED_SUM] += quote
         specs.fate[spec] = REFUSED
         return True
     slot = _slot(state, row)
     if slot < 0:
         return False
     state.counts[row, ARRIVED_GPUS] += specs.gpus[spec]
+    answers[ACCEPTS] += 1
+    answers[ACCEPTED_SUM] += quote
+    state.record_jobs[row, tenant] = accepted_jobs(jobs, last_us, now)
+    state.record_us[row, tenant] = now
     _admit(state, specs, row, slot, spec)
+    state.job[row, slot, PRICE] = round(quote)
     _enqueue(state, specs, row, slot)
     schedule(state, rules, specs, row)
     return True

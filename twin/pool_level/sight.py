@@ -13,7 +13,9 @@ from gpuloop.twin import machines
 from gpuloop.twin.hardware import SERVICE_ACTIVITY
 from gpuloop.twin.pool_level.arrays import (
     ARRIVED_GPUS,
+    FREE,
     GPUS,
+    KINDS,
     LEAVING,
     NEVER,
     NONE,
@@ -57,6 +59,8 @@ class Sight(NamedTuple):
     """How long all waiting jobs have waited together."""
     arrived_gpus: Floats
     """Of all jobs that accepted their quote, cumulative."""
+    gpus_by_kind: Floats
+    """(rows, kinds) GPUs at work for each kind of job or waited for by it."""
 
 
 def blank(rows: int, columns: int) -> Sight:
@@ -64,6 +68,7 @@ def blank(rows: int, columns: int) -> Sight:
     shapes: dict[str, tuple[int, ...]] = {
         "ready": (rows, 2),
         "node_cost": (rows, 2),
+        "gpus_by_kind": (rows, KINDS),
         "arrivals_us": (rows, columns),
     }
     whole = ("arrivals_us", "oldest_us")
@@ -105,8 +110,12 @@ def _look_at_nodes(state: State, rules: Rules, row: int, seen: Sight) -> None:
 @compiled
 def _look_at_jobs(state: State, rules: Rules, specs: Specs, row: int, seen: Sight) -> None:
     now, running = state.now_us[row], 0
+    seen.gpus_by_kind[row] = 0.0
     for slot in range(state.high[row]):
         running += int(state.job[row, slot, STATE] == RUNNING)
+        if state.job[row, slot, STATE] != FREE:
+            kind = specs.kind[state.job[row, slot, SPEC]]
+            seen.gpus_by_kind[row, kind] += state.job[row, slot, GPUS]
     seen.running_jobs[row] = running
     held, served = state.held[row], state.service_gpus[row]
     seen.gpus_allocated[row] = held + served

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuloop.schemas.messages.learning import COMPONENTS
+from gpuloop.twin.config import MAX_LOYALTY
 from gpuloop.twin.pool_level import arrays, kernel, sight
 from gpuloop.twin.pool_level.arrays import FIELD, NEVER, Rules, Specs, State
 
@@ -32,7 +33,7 @@ class PoolWorlds:
         """
         self.rules: Final = rules
         self.specs: Final = specs
-        self.state: Final = _state(rules, slots)
+        self.state: Final = _state(rules, slots, int(specs.tenant.max(initial=0)) + 1)
         self.rows: Final = len(rules.start_us)
         self._elapsed_us = 0
         for row in range(self.rows):
@@ -63,11 +64,16 @@ class PoolWorlds:
         kernel.order(self.state, self.rules, self.specs, wanted, answers)
         return answers
 
-    def price(self, quotes: NDArray[Any]) -> None:
-        """Quote (rows,) prices per GPU-hour to whoever comes from now on, within the bounds."""
+    def price(self, quotes: NDArray[Any], loyalty: NDArray[Any] | None = None) -> None:
+        """Quote (rows,) prices per GPU-hour to whoever comes from now on, within the bounds.
+
+        `loyalty` (rows,) is the ratio by which tenants with a record are told less; None leaves it.
+        """
         low = self.rules.reference * self.rules.price_floor
         high = self.rules.reference * self.rules.price_ceiling
         self.state.quote[:] = np.clip(quotes, low, high)
+        if loyalty is not None:
+            self.state.loyalty[:] = np.clip(loyalty, 0.0, MAX_LOYALTY)
 
     def look(self) -> sight.Sight:
         """Return what telemetry would say of the rows now."""
@@ -88,7 +94,7 @@ class PoolWorlds:
         return np.asarray(gpus.sum(axis=1))
 
 
-def _state(rules: Rules, slots: int) -> State:
+def _state(rules: Rules, slots: int, tenants: int) -> State:
     rows = len(rules.start_us)
     columns = rules.cold_start_us.shape[1]
     shapes: dict[str, tuple[int, ...]] = {
@@ -99,6 +105,9 @@ def _state(rules: Rules, slots: int) -> State:
         "rates": (rows, len(COMPONENTS)),
         "books": (rows, len(COMPONENTS)),
         "counts": (rows, arrays.COUNTS),
+        "answers": (rows, arrays.KINDS, arrays.ANSWERS),
+        "record_jobs": (rows, tenants),
+        "record_us": (rows, tenants),
     }
     by_node = ("phase", "free", "due_us", "boot", "tenant", "lost_us", "reclaim_us", "kill_us",
                "serving")  # fmt: skip

@@ -22,7 +22,11 @@ class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     forecast_weight: float = 1.0
     """How far towards the 15-minute median forecast the pool grows ahead of its demand."""
     spare_nodes: float = 0.0
-    """Nodes kept free beyond the target, so that the next small job starts at once."""
+    """Nodes kept free beyond the target, so that the next small job starts at once.
+
+    Below zero: nodes that the pool stays short of it, so that as much work as fits them may wait
+    until something else ends. What runs keeps its nodes: a pool is at most as short as its queue is
+    long."""
     spot_share: float = 0.7
     """Share of a mixed pool that may be spot while spot pays."""
     interruption_cost_node_hours: float = 1.0
@@ -60,10 +64,11 @@ def grow_target(batch: PoolBatch, config: RuleConfig) -> Floats:
     """Return nodes for the demand of now or, where it is higher, the one forecast in 15 minutes."""
     now = demand_gpus(batch)
     ahead = now + config.forecast_weight * np.maximum(batch.forecast_gpus[:, 0, 1] - now, 0.0)
+    left = np.minimum(_short_nodes(config) * batch.gpus_per_node, batch.gpus_queued)
     stuck = (batch.oldest_wait_us > config.stuck_us) & (batch.nodes_arriving < 1.0)
     present = batch.present[:, ON_DEMAND] + batch.present[:, SPOT]
-    own = np.ceil(batch.gpus_queued / np.maximum(batch.gpus_per_node, 1.0))
-    return np.maximum(_nodes(batch, ahead, config), np.where(stuck, present + own, 0.0))
+    own = np.ceil((batch.gpus_queued - left) / np.maximum(batch.gpus_per_node, 1.0))
+    return np.maximum(_nodes(batch, ahead - left, config), np.where(stuck, present + own, 0.0))
 
 
 def release_target(batch: PoolBatch, config: RuleConfig) -> Floats:
@@ -73,7 +78,7 @@ def release_target(batch: PoolBatch, config: RuleConfig) -> Floats:
     """
     soon = np.where(batch.forecast_trusted, batch.forecast_gpus[:, 2, 1], 0.0)
     peak = np.maximum(batch.gpus_demanded_peak, demand_gpus(batch))
-    return _nodes(batch, np.maximum(peak, soon), config)
+    return _nodes(batch, np.maximum(peak, soon), config) - _short_nodes(config)
 
 
 def wanted_nodes(batch: PoolBatch, config: RuleConfig) -> Floats:
@@ -131,3 +136,7 @@ def _nodes(batch: PoolBatch, gpus: Floats, config: RuleConfig) -> Floats:
     busy = gpus / per_node / np.maximum(batch.utilisation_target, 0.05)
     idle = np.ceil(gpus / per_node) + config.spare_nodes
     return np.maximum(np.ceil(busy - 1e-9), idle)
+
+
+def _short_nodes(config: RuleConfig) -> float:
+    return max(-config.spare_nodes, 0.0)

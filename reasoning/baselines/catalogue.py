@@ -49,7 +49,9 @@ class Baseline:
         return self.build(given, mix)
 
 
-SPARE_NODES: Final = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+SPARE_NODES: Final = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
+"""As many on either side of none: whoever is compared with the rule at its best can be dearer, or
+serve better, and still be found between two of them."""
 
 CONTROLLERS: Final[Mapping[str, Baseline]] = MappingProxyType(
     {
@@ -63,13 +65,13 @@ CONTROLLERS: Final[Mapping[str, Baseline]] = MappingProxyType(
             config=HpaConfig,
             build=Hpa,
             knob="target",
-            settings=(1.2, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
+            settings=(1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6),
         ),
         "keda": Baseline(
             config=KedaConfig,
             build=Keda,
             knob="queue_per_gpu",
-            settings=(1.5, 1.2, 1.0, 0.9, 0.8, 0.7, 0.5),
+            settings=(1.5, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7),
         ),
         "autopilot": Baseline(
             config=AutopilotConfig,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import batch
 from gpuloop.reasoning.rule import RuleConfig, rule_action, spot_ideal_share
@@ -43,6 +44,46 @@ def test_the_wish_stays_within_the_bounds_of_the_pool():
     none = [[[0.0] * 3] * 3]
     idle = batch(gpus_allocated=[0.0], gpus_demanded_peak=[0.0], forecast_gpus=none)
     assert nodes(rule_action(idle, RULE)) == 8
+
+
+def lean(nodes: float) -> RuleConfig:
+    return replace(RULE, spare_nodes=-nodes)
+
+
+def test_a_pool_may_be_kept_short_of_what_its_queue_asks_for_but_not_of_what_runs():
+    hungry = batch(gpus_allocated=[192.0], gpus_queued=[64.0])
+    assert nodes(rule_action(hungry, lean(2))) == 32 - 2
+    assert nodes(rule_action(hungry, lean(8))) == 24
+    assert nodes(rule_action(hungry, lean(20))) == 24
+
+
+def test_a_pool_that_is_kept_short_lets_go_of_as_much_less():
+    once = batch(gpus_allocated=[80.0], gpus_demanded_peak=[160.0])
+    assert nodes(rule_action(once, RULE)) == 20
+    assert nodes(rule_action(once, lean(4))) == 16
+    assert nodes(rule_action(once, lean(20))) == nodes(rule_action(once, lean(10))), "work stays"
+
+
+def test_a_queue_that_is_stuck_gets_as_many_nodes_less_as_the_pool_is_kept_short_of():
+    waiting = batch(gpus_queued=[16.0], oldest_wait_us=[10 * MINUTE_US])
+    assert nodes(rule_action(waiting, lean(1))) == nodes(rule_action(waiting, RULE)) - 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_more_spare_nodes_never_want_fewer(seed: int):
+    rng = np.random.default_rng(seed)
+    columns = {
+        "gpus_allocated": [float(rng.integers(0, 250))],
+        "gpus_queued": [float(rng.integers(0, 100) * rng.integers(0, 2))],
+        "gpus_demanded_peak": [float(rng.integers(0, 350))],
+        "oldest_wait_us": [int(rng.integers(0, 12) * MINUTE_US)],
+        "nodes_arriving": [float(rng.integers(0, 2))],
+    }
+    knob = (-8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
+    wanted = [
+        nodes(rule_action(batch(**columns), replace(RULE, spare_nodes=spare))) for spare in knob
+    ]
+    assert wanted == sorted(wanted)
 
 
 def test_growth_goes_to_spot_while_spot_pays_and_to_on_demand_else():

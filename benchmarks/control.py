@@ -9,9 +9,7 @@ the first anew. The page, its plots and the last line, one JSON object, come fro
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 
 import numpy as np
 import optuna
@@ -19,13 +17,14 @@ import optuna
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.controlling import report, tuning
+from benchmarks.controlling.apart import play_apart
 from benchmarks.controlling.bounds import bound, worlds_of
 from benchmarks.controlling.classes import CLASSES
-from benchmarks.controlling.entrants import POLICY, RULE, Field, field_of, rule_of, untuned
-from benchmarks.controlling.evaluate import Plan, philly, plan
+from benchmarks.controlling.entrants import POLICY, RULE, Cast, Field, untuned
+from benchmarks.controlling.evaluate import Plan, philly
 from benchmarks.controlling.frontier import Runs
 from benchmarks.controlling.gather import Measure, cells_of, gather
-from benchmarks.controlling.play import Played, Stage, play
+from benchmarks.controlling.play import Played, Stage
 from benchmarks.controlling.results import ClassResult, Outcome, Results, outcome, write_json
 from benchmarks.controlling.splits import TUNE, Split, split
 from benchmarks.options import add_traces
@@ -59,9 +58,9 @@ def main() -> int:
     config = TwinConfig()
     if chosen.tune:
         retune(parts, config, chosen.traces)
-    everyone = field_of(parts, config, chosen.traces)
-    whole = plan(parts, config, traces=chosen.traces, rule=rule_of(tuning.load()))
-    played = play(whole.stage, everyone.entrants, telling(whole.stage.days))
+    cast = Cast(parts=parts, config=config, traces=chosen.traces)
+    whole, everyone = cast.plan(), cast.field()
+    played = play_apart(cast)
     results = results_of(whole, everyone, played, bounded=not chosen.quick)
     output = chosen.output or (DOCS if parts.known and not chosen.quick else None)
     if output is not None:
@@ -153,16 +152,6 @@ def retune(parts: Split, config: TwinConfig, traces: Path | None) -> None:
         given = untuned(name, parts, one, traces)
         kept[name] = tuning.tune(name, stage, given=given, seed=SEED, tell=say)
     tuning.store(kept)
-
-
-def telling(days: int) -> Callable[[int], None]:
-    """Return what tells on stderr which day has passed, and how long it took so far."""
-    began = monotonic()
-
-    def tell(day: int) -> None:
-        say(f"day {day} of {days}, {monotonic() - began:.0f} s", day / days)
-
-    return tell
 
 
 def say(what: str, share: float) -> None:

@@ -4,15 +4,15 @@ The policy is an offset on the rule with its forecast, at the alpha that it has 
 the rule's own knob.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from benchmarks.controlling import tuning
-from benchmarks.controlling.evaluate import scheduled
-from benchmarks.controlling.play import Entrant, Residual
+from benchmarks.controlling.evaluate import Plan, plan, scheduled
+from benchmarks.controlling.play import Entrant, Residual, Stage
 from benchmarks.controlling.splits import TRAIN, Split
 
 from gpuloop.loop.learn.registry import shipped
@@ -25,6 +25,7 @@ from gpuloop.twin.config import TwinConfig
 RULE: Final = "rule+forecast"
 """What policies are offsets on, and what they are compared with."""
 POLICY: Final = "policy"
+EVERYONE: Final = (*CONTROLLERS, POLICY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +39,35 @@ class Field:
     alpha: float
 
 
-def field_of(parts: Split, config: TwinConfig, traces: Path | None) -> Field:
-    """Return everyone, as they run on a folder of traces."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cast:
+    """Makes the worlds of a folder's scored days, and everyone or those of some names in them."""
+
+    parts: Split
+    config: TwinConfig
+    traces: Path | None
+    names: tuple[str, ...] = EVERYONE
+
+    def __call__(self) -> tuple[Stage, tuple[Entrant, ...]]:
+        """Return the same in whichever process this is called."""
+        return self.plan().stage, self.field().entrants
+
+    def plan(self) -> Plan:
+        """Return the worlds, and which class each pool's day is of."""
+        return plan(self.parts, self.config, traces=self.traces, rule=rule_of(tuning.load()))
+
+    def field(self) -> Field:
+        """Return who plays."""
+        return field_of(self.parts, self.config, self.traces, self.names)
+
+
+def field_of(
+    parts: Split,
+    config: TwinConfig,
+    traces: Path | None,
+    names: Sequence[str] = EVERYONE,
+) -> Field:
+    """Return everyone of these names, as they run on a folder of traces."""
     kept = tuning.load()
     found = shipped()
     if found is None:
@@ -61,9 +89,8 @@ def field_of(parts: Split, config: TwinConfig, traces: Path | None) -> Field:
                 controller = Residual(controller, offsets, alpha)
             entrants.append(Entrant(name=name, setting=setting, controller=controller))
 
-    for name in CONTROLLERS:
-        enter(name, name, 0.0)
-    enter(POLICY, RULE, version.alpha)
+    for name in names:
+        enter(name, RULE if name == POLICY else name, version.alpha if name == POLICY else 0.0)
     return Field(
         entrants=tuple(entrants),
         places=places,

@@ -1,12 +1,14 @@
 """Worlds of scored days: who runs in them, when they begin and what their days are called."""
 
 import gzip
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.controlling import evaluate
 from benchmarks.controlling.classes import CLASSES
-from benchmarks.controlling.evaluate import bounded, demanded, plan, scheduled
+from benchmarks.controlling.evaluate import SYNTHETIC_DAYS, bounded, demanded, plan, scheduled
 from benchmarks.controlling.play import Entrant, Residual, Stage, play
 from benchmarks.controlling.splits import Span, Split, split
 from msgspec.structs import replace
@@ -96,6 +98,34 @@ def test_classes_that_a_folder_lacks_are_generated_and_called_synthetic(folder):
         ]
         assert rows
         assert all(date.startswith(f"{load} ") for _, date in rows)
+
+
+def test_generated_weeks_of_a_class_are_of_several_seeds_and_their_days_are_apart(folder):
+    made = plan(split(folder), TwinConfig(), traces=folder, rule=RuleConfig())
+    pools = len(TwinConfig().pools)
+    for load in made.synthetic:
+        rows = [row for row, dates in enumerate(made.dates) if dates[0].startswith(f"{load} ")]
+        seeds = {made.stage.configs[row // pools].seed for row in rows}
+        assert len(seeds) == len(rows) / pools == ceil(SYNTHETIC_DAYS / made.stage.days) > 1
+        days = {date for row in rows for date in made.dates[row]}
+        assert len(days) == len(rows) / pools * made.stage.days >= SYNTHETIC_DAYS
+
+
+@pytest.mark.parametrize(("fewest", "real"), [(0, True), (1_000, False)])
+def test_real_days_are_scored_where_there_are_enough_of_their_class(
+    folder, monkeypatch, fewest, real
+):
+    monkeypatch.setattr(evaluate, "FEWEST_DAYS", dict.fromkeys(CLASSES, fewest))
+    made = plan(split(folder), TwinConfig(), traces=folder, rule=RuleConfig())
+    assert ("bursty" in made.synthetic) is not real
+    dates = [
+        date
+        for row, named in zip(made.classes, made.dates, strict=True)
+        for load, date in zip(row, named, strict=True)
+        if load == "bursty"
+    ]
+    assert dates
+    assert all(date.startswith("bursty ") is not real for date in dates)
 
 
 def test_a_folder_without_jobs_is_only_generated():

@@ -24,6 +24,7 @@ from benchmarks.controlling.entrants import POLICY, RULE, Cast, Field, untuned
 from benchmarks.controlling.evaluate import Plan, philly
 from benchmarks.controlling.frontier import Runs
 from benchmarks.controlling.gather import Measure, cells_of, gather
+from benchmarks.controlling.hour import play_hour
 from benchmarks.controlling.play import Played, Stage
 from benchmarks.controlling.results import ClassResult, Outcome, Results, outcome, write_json
 from benchmarks.controlling.splits import TUNE, Split, split
@@ -62,6 +63,9 @@ def main() -> int:
     whole, everyone = cast.plan(), cast.field()
     played = play_apart(cast)
     results = results_of(whole, everyone, played, bounded=not chosen.quick)
+    if parts.llm is not None and chosen.traces is not None:
+        served = play_hour(chosen.traces, config, everyone.usual, whole.stage.rule)
+        results = replace(results, hour=served)
     output = chosen.output or (DOCS if parts.known and not chosen.quick else None)
     if output is not None:
         report.write(results, output)

@@ -38,6 +38,11 @@ class Field:
     tuned: dict[str, float]
     alpha: float
 
+    @property
+    def usual(self) -> tuple[Entrant, ...]:
+        """Return everyone at the tuned setting."""
+        return tuple(one for one in self.entrants if one.setting == self.tuned[one.name])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cast:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.controlling.comparing import Compared, Comparison, Ratio
+from benchmarks.controlling.hour import Hour
 from benchmarks.controlling.plots import frontier_svg
 from benchmarks.controlling.results import (
     RATIOS,
@@ -45,6 +46,11 @@ Where the frontiers of a pool do not overlap nothing is extrapolated and nothing
 no ratio. Nor is there with fewer than 100 violations of the rule in all pools together."""
 
 
+HOUR: Final = """\
+The hour of the Azure conversation trace drives the inference service in eight worlds, each with its
+own jobs beside it and its own luck. Test only, and one sample: no ratio is taken."""
+
+
 def write(results: Results, folder: Path) -> None:
     """Write `control.md` and one plot per class, and per class that serves, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +69,8 @@ def markdown(results: Results) -> str:
     parts += ["## Aims", "\n".join(_aims(results.classes))]
     if results.variants:
         parts += ["## Under other assumptions", "\n".join(_variants(results.variants))]
+    if results.hour:
+        parts += ["## An hour of a language model's requests", HOUR, "\n".join(_hour(results.hour))]
     for one in results.classes:
         parts.append(f"## {_named(one).capitalize()}")
         for measure, outcome in _outcomes(one):
@@ -118,6 +126,14 @@ def _variants(variants: tuple[Variant, ...]) -> Iterator[str]:
     for variant in variants:
         for one in variant.classes:
             yield _line(variant.assumption, _named(one), *_shown(one.batch.compared))
+
+
+def _hour(hour: tuple[Hour, ...]) -> Iterator[str]:
+    yield from _headed("controller", "setting", "minutes violated", "rate", "USD an hour")
+    for one in hour:
+        violated = f"{one.violated} of {one.minutes}"
+        rate, usd = f"{one.violated / one.minutes:.2%}", f"{one.usd_per_hour:,.0f}"
+        yield _line(one.name, f"{one.setting:g}", violated, rate, usd)
 
 
 def _controllers(outcome: Outcome) -> Iterator[str]:

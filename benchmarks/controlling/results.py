@@ -7,6 +7,7 @@ import msgspec
 from benchmarks.controlling.classes import LoadClass
 from benchmarks.controlling.comparing import Compared, Comparison, Ratio, compare
 from benchmarks.controlling.frontier import DRAWS, Draws, Runs, pareto
+from benchmarks.controlling.hour import Hour
 
 RATIOS: Final = (
     "violations_at_equal_cost_vs_rule",
@@ -103,6 +104,7 @@ class Results(_Part, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     classes: tuple[ClassResult, ...]
     variants: tuple[Variant, ...] = ()
+    hour: tuple[Hour, ...] = ()
 
 
 def outcome(

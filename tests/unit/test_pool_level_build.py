@@ -1,5 +1,6 @@
-"""What a world may ask for that the pool level does not know is refused, never left out."""
+"""What worlds are built of; what this level does not know is refused, never left out."""
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -22,3 +23,24 @@ TWICE = (USUAL.services[0], replace(USUAL.services[0], name="code"))
 def test_what_this_level_does_not_know_is_refused_by_name(config: TwinConfig, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         build_pool_worlds([USUAL, config], hours=1, traces=None, workload="generator")
+
+
+def test_requests_from_outside_come_to_the_pool_that_serves_for_as_long_as_they_are_known() -> None:
+    def rates(requests: np.ndarray | None) -> np.ndarray:
+        worlds = build_pool_worlds(
+            [USUAL], hours=1, traces=None, workload="generator", copies=2, requests=requests
+        )
+        return worlds.rules.service_rate
+
+    usual, given = rates(None), rates(np.array([np.nan, 7.0, 0.0]))
+    serving = [2, 5]
+    assert given[serving, 1].tolist() == [7.0, 7.0]
+    assert given[serving, 2].tolist() == [0.0, 0.0]
+    others = np.delete(given, [1, 2], axis=1)
+    np.testing.assert_array_equal(others, np.delete(usual, [1, 2], axis=1))
+    assert not given[[0, 1, 3, 4]].any(), "pools that serve nothing get no requests"
+
+
+def test_requests_for_longer_than_worlds_live_are_refused() -> None:
+    with pytest.raises(ValueError, match="62 minutes of requests for 61"):
+        build_pool_worlds([USUAL], hours=1, traces=None, workload="generator", requests=np.ones(62))

@@ -40,6 +40,7 @@ def build_pool_worlds(
     slots: int = 4096,
     paired: bool = False,
     copies: int = 1,
+    requests: NDArray[np.float64] | None = None,
 ) -> PoolWorlds:
     """Return worlds side by side that live for `hours`; row w x pools + p is pool p of world w.
 
@@ -47,10 +48,13 @@ def build_pool_worlds(
 
     They live on the same workload, or each on its own of a list. Where they are `paired` their
     nodes meet the luck they have at the other level, which takes longer to look up than to draw.
+    `requests` (minutes,) come to every service per second in the minute that ends so many minutes
+    after the start, instead of those that it draws; where it is NaN, and after it, those hold.
 
     Raises:
         ValueError: the workload does not exist, or a world has what this level does not know:
             a placement other than binpack, faults that are called for, two services of one pool.
+            Or the requests are for longer than the worlds live.
         SlotsFull: more jobs run when a world begins than there are slots.
 
     """
@@ -59,7 +63,10 @@ def build_pool_worlds(
     jobs = workload if isinstance(workload, list) else [workload] * len(configs)
     worlds = [_World(config, traces, one, hours) for config, one in zip(configs, jobs, strict=True)]
     specs = _specs([pool for world in worlds for pool in world.jobs])
-    rules = _copied(_rules(configs, worlds, hours, paired), copies, jobs=len(specs.at_us))
+    rules = _rules(configs, worlds, hours, paired)
+    if requests is not None:
+        rules = _requested(rules, requests)
+    rules = _copied(rules, copies, jobs=len(specs.at_us))
     columns: dict[str, NDArray[Any]] = {
         name: np.tile(column, copies) for name, column in specs._asdict().items()
     }
@@ -231,6 +238,17 @@ def _rules(
         service_watts=floats([(m.limit_watts - m.idle_watts) * busy for m in models]),
         service_rate=_request_rates(pairs, services, hours),
     )
+
+
+def _requested(rules: Rules, requests: NDArray[np.float64]) -> Rules:
+    """Return rules whose services get these requests where they are known."""
+    minutes = len(requests)
+    if minutes > rules.service_rate.shape[1]:
+        raise ValueError(f"{minutes} minutes of requests for {rules.service_rate.shape[1]}")
+    given = np.isfinite(requests) & (rules.service[:, None] > 0)
+    rates = rules.service_rate.copy()
+    rates[:, :minutes] = np.where(given, requests, rates[:, :minutes])
+    return rules._replace(service_rate=rates)
 
 
 def _copied(rules: Rules, copies: int, jobs: int) -> Rules:

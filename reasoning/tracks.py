@@ -127,7 +127,8 @@ def _pace(track: JobTrack, job: JobState) -> None:
     if track.base_us and elapsed < MIN_INTERVAL_US:
         return
     if track.base_us and job.gpus and job.gpu_us_done >= track.base_done:
-        pace = (job.gpu_us_done - track.base_done) / (elapsed * job.gpus)
+        full = elapsed * job.gpus * (job.gpu_milli / 1000)
+        pace = (job.gpu_us_done - track.base_done) / full
         row = np.array([pace], dtype=np.float32)
         track.ring.put(minute_of(track.base_us) + 1, minute_of(job.event_time_us), row)
     track.base_us, track.base_done = job.event_time_us, job.gpu_us_done

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import msgspec
 
 from gpuloop.schemas.component import State
-from gpuloop.streams.jobs import OTHER_CLASSES, JobBlock, JobRow, Jobs, JobShard, shard_of
+from gpuloop.streams.job_sums import Jobs
+from gpuloop.streams.jobs import OTHER_CLASSES, JobBlock, JobRow, JobShard, shard_of
 
 
 class FormerBlock(State):

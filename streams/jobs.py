@@ -19,6 +19,7 @@ from gpuloop.schemas.messages import JobEvent, JobState, Partial
 from gpuloop.schemas.messages.state import ClassState, JobPhase, QueueState
 from gpuloop.schemas.units import INT64_MAX
 from gpuloop.streams.horizon import REMEMBER_US
+from gpuloop.streams.job_sums import Jobs, Waiting, add, asked
 
 BLOCKS: Final = 64
 MAX_CLASSES: Final = 64
@@ -127,6 +128,7 @@ def state_of(row: JobRow) -> JobState:
         attempt=event.attempt,
         generation=event.generation,
         price_usd_micros_per_gpu_hour=event.price_usd_micros_per_gpu_hour,
+        gpu_milli=event.gpu_milli,
     )
 
 
@@ -135,13 +137,6 @@ def _submitted_us(row: JobRow) -> int:
 
 
 # A shard: the jobs of one partition, and their sums.
-
-
-class Jobs(State):
-    """How many jobs, and their GPUs."""
-
-    jobs: int = 0
-    gpus: int = 0
 
 
 class JobBlock(State):
@@ -153,13 +148,6 @@ class JobBlock(State):
     newest_us: int = 0
 
 
-class Waiting(State):
-    """The queue of one class: GPUs, and when each job was submitted."""
-
-    gpus: int = 0
-    submitted_us: dict[str, int] = {}
-
-
 class PoolJobs(State):
     """Sums over the jobs of one pool, kept up to date event by event."""
 
@@ -169,6 +157,7 @@ class PoolJobs(State):
     arrived: dict[str, Jobs] = {}
     running: dict[str, int] = {}
     """When each running job was last heard of."""
+    milli_allocated: int = 0
 
 
 class JobShard(State):
@@ -210,7 +199,7 @@ def absorb(shard: JobShard, event: JobEvent, event_id: str) -> JobChange:
         arrived = block.arrived.setdefault(event.pool, {})
         is_known = event.job_class in arrived or len(arrived) < MAX_CLASSES
         for sums in (arrived, pool.arrived):
-            _add(sums, event.job_class if is_known else OTHER_CLASSES, 1, event.gpus)
+            add(sums, event.job_class if is_known else OTHER_CLASSES, 1, *asked(event))
     if old is not None:
         _count(shard, old, -1)
     _count(shard, new, 1)
@@ -229,19 +218,15 @@ def absorb(shard: JobShard, event: JobEvent, event_id: str) -> JobChange:
     return JobChange(output, number, None)
 
 
-def _add(sums: dict[str, Jobs], job_class: str, jobs: int, gpus: int) -> None:
-    known = sums.setdefault(job_class, Jobs())
-    known.jobs += jobs
-    known.gpus += gpus
-
-
 def _count(shard: JobShard, row: JobRow, sign: Literal[1, -1]) -> None:
     event = row.latest
     phase = phase_of(event)
     pool = shard.pools.setdefault(event.pool, PoolJobs())
+    gpus, milli = asked(event)
     if phase == "running":
-        pool.gpus_allocated += sign * event.gpus
-        _add(pool.at_work, event.job_class, sign, sign * event.gpus)
+        pool.gpus_allocated += sign * gpus
+        pool.milli_allocated += sign * milli
+        add(pool.at_work, event.job_class, sign, sign * gpus, sign * milli)
         if not pool.at_work[event.job_class].jobs:
             del pool.at_work[event.job_class]
         if sign > 0:
@@ -250,7 +235,8 @@ def _count(shard: JobShard, row: JobRow, sign: Literal[1, -1]) -> None:
             del pool.running[event.job]
     elif phase == "queued":
         queue = pool.waiting.setdefault(event.job_class, Waiting())
-        queue.gpus += sign * event.gpus
+        queue.gpus += sign * gpus
+        queue.milli += sign * milli
         if sign > 0:
             queue.submitted_us[event.job] = _submitted_us(row)
         else:
@@ -289,6 +275,8 @@ def partials(shard: JobShard, fleet: str, name: str, tick_us: int) -> list[Parti
             arrived_jobs=sum(arrived.jobs for arrived in jobs.arrived.values()),
             classes=tuple(_classes(jobs)),
             heard_us=max(jobs.running.values(), default=None),
+            allocated_milli=jobs.milli_allocated,
+            arrived_milli=sum(arrived.milli for arrived in jobs.arrived.values()),
         )
         for pool, jobs in sorted(shard.pools.items())
         if jobs.running or jobs.waiting or jobs.arrived
@@ -309,6 +297,8 @@ def _classes(jobs: PoolJobs) -> Iterator[ClassState]:
                 running_gpus=sum(one.gpus for one in at_work),
                 arrived_jobs=sum(one.jobs for one in arrived),
                 arrived_gpus=sum(one.gpus for one in arrived),
+                running_milli=sum(one.milli for one in at_work),
+                arrived_milli=sum(one.milli for one in arrived),
             )
 
 
@@ -319,7 +309,8 @@ def _queues(waiting: Mapping[str, Waiting]) -> Iterator[tuple[str, Waiting]]:
     yield from ((name, waiting[name]) for name in names[:room])
     if rest := [waiting[name] for name in names[room:]]:
         jobs = {job: at_us for queue in rest for job, at_us in queue.submitted_us.items()}
-        yield OTHER_CLASSES, Waiting(gpus=sum(queue.gpus for queue in rest), submitted_us=jobs)
+        gpus, milli = (sum(getattr(queue, name) for queue in rest) for name in ("gpus", "milli"))
+        yield OTHER_CLASSES, Waiting(gpus=gpus, submitted_us=jobs, milli=milli)
 
 
 def _queue_entries(job_class: str, queue: Waiting) -> Iterator[QueueState]:
@@ -333,6 +324,7 @@ def _queue_entries(job_class: str, queue: Waiting) -> Iterator[QueueState]:
             gpus=0 if first else queue.gpus,
             oldest_submitted_us=part[0],
             submitted_sum_us=min(sum(part), INT64_MAX),
+            milli=0 if first else queue.milli,
         )
 
 
@@ -345,7 +337,7 @@ def shard_of(blocks: Mapping[int, JobBlock]) -> JobShard:
         for name, classes in block.arrived.items():
             pool = shard.pools.setdefault(name, PoolJobs())
             for job_class, arrived in classes.items():
-                _add(pool.arrived, job_class, arrived.jobs, arrived.gpus)
+                add(pool.arrived, job_class, arrived.jobs, arrived.gpus, arrived.milli)
         for row in block.jobs.values():
             _count(shard, row, 1)
     return shard

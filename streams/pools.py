@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from gpuloop.schemas.component import Output, State
 from gpuloop.schemas.identity import derived_event_id
@@ -16,6 +17,7 @@ from gpuloop.schemas.messages.internal import Capacity, FeatureSum
 from gpuloop.schemas.messages.state import FEATURES, ClassState, Feature, QueueState, ServiceState
 from gpuloop.schemas.units import INT64_MAX
 from gpuloop.streams.horizon import REMEMBER_US
+from gpuloop.streams.job_sums import WHOLE_GPU
 from gpuloop.streams.jobs import OTHER_CLASSES, DropReason
 from gpuloop.streams.node_ticks import PoolNodes
 
@@ -265,11 +267,14 @@ def merge(partials: Sequence[Partial], tick_us: int, *, reported: int, expected:
         energy_usd_micros_per_kwh=capacity.energy_usd_micros_per_kwh if capacity else 0,
         generations=capacity.generations if capacity else {},
         nodes_heard=sum(p.nodes_heard for p in partials),
-        gpus_allocated=sum(p.gpus_allocated for p in partials) + sum(s.gpus for s in services),
+        gpus_allocated=sum(p.gpus_allocated for p in partials)
+        + _whole(sum(p.allocated_milli for p in partials))
+        + sum(s.gpus for s in services),
         running_jobs=sum(p.running_jobs for p in partials),
         queues=_queues(partials),
         services=services[:MAX_SERVICES],
-        arrived_gpus=sum(p.arrived_gpus for p in partials),
+        arrived_gpus=sum(p.arrived_gpus for p in partials)
+        + _whole(sum(p.arrived_milli for p in partials)),
         arrived_jobs=sum(p.arrived_jobs for p in partials),
         refused_jobs=sum(p.refused_jobs for p in partials),
         features={name: _feature(name, partials, tick_us, rented) for name in FEATURES},
@@ -336,7 +341,12 @@ def _queues(partials: Sequence[Partial]) -> tuple[QueueState, ...]:
     told = [entry for name in sorted(found) for entry in found[name]]
     if len(told) > MAX_QUEUES:
         told[MAX_QUEUES - 1 :] = [_together(OTHER_CLASSES, told[MAX_QUEUES - 1 :])]
-    return tuple(told)
+    return tuple(replace(q, gpus=q.gpus + _whole(q.milli), milli=0) if q.milli else q for q in told)
+
+
+def _whole(milli: int) -> int:
+    """Return the GPUs that jobs which share devices need at least."""
+    return -(-milli // WHOLE_GPU)
 
 
 def _classes(partials: Sequence[Partial]) -> tuple[ClassState, ...]:
@@ -349,9 +359,11 @@ def _classes(partials: Sequence[Partial]) -> tuple[ClassState, ...]:
         ClassState(
             job_class=name,
             running_jobs=sum(one.running_jobs for one in found[name]),
-            running_gpus=sum(one.running_gpus for one in found[name]),
+            running_gpus=sum(one.running_gpus for one in found[name])
+            + _whole(sum(one.running_milli for one in found[name])),
             arrived_jobs=sum(one.arrived_jobs for one in found[name]),
-            arrived_gpus=sum(one.arrived_gpus for one in found[name]),
+            arrived_gpus=sum(one.arrived_gpus for one in found[name])
+            + _whole(sum(one.arrived_milli for one in found[name])),
         )
         for name in sorted(found)
     )
@@ -370,4 +382,5 @@ def _together(name: str, queues: Sequence[QueueState]) -> QueueState:
         gpus=sum(q.gpus for q in queues),
         oldest_submitted_us=min(q.oldest_submitted_us for q in queues),
         submitted_sum_us=min(sum(q.submitted_sum_us for q in queues), INT64_MAX),
+        milli=sum(q.milli for q in queues),
     )

@@ -17,6 +17,7 @@ from gpuloop.twin.engine import Engine
 from gpuloop.twin.hardware import Hardware
 from gpuloop.twin.inference import Inference
 from gpuloop.twin.jobs import Jobs
+from gpuloop.twin.sharing import holding
 from gpuloop.twin.state import Kind, Node, NodePhase
 from gpuloop.twin.telemetry import Telemetry
 
@@ -125,7 +126,7 @@ class Capacity:
     def evict(self, node: Node, reason: str) -> None:
         """Interrupt everything on a node."""
         self._inference.evict(node)
-        for name in sorted({slot for slot in node.slots if slot}):
+        for name in holding(node):
             self._jobs.interrupt(self._engine.state.jobs[name], reason, avoid=(node.id,))
 
     def let_go(self, pool: str) -> None:

@@ -107,6 +107,25 @@ class FaultRates(_Part, frozen=True, kw_only=True):
     link: Positive = 2.7e-5
 
 
+OPENB_SHARES: Final[tuple[tuple[int, float], ...]] = (
+    (810, 0.350), (470, 0.244), (320, 0.107), (650, 0.082), (230, 0.045), (460, 0.042),
+    (590, 0.024), (160, 0.024), (550, 0.023), (220, 0.020), (370, 0.015), (110, 0.008),
+)  # fmt: skip
+"""Thousandths of a GPU and the share of pods that ask for them, among those of openb that ask for a
+part of one; sizes of less than half a per cent are left out."""
+
+
+class SharesConfig(_Part, frozen=True, kw_only=True):
+    """Jobs that ask for a part of one GPU, where the workload itself does not say so.
+
+    `sizes` are thousandths and their weights. Of openb's pods with one GPU 44 % ask for a part.
+    """
+
+    of_single_gpu_jobs: Ratio = 0.44
+    sizes: Annotated[tuple[tuple[Annotated[int, Meta(ge=1, le=999)], Positive], ...],
+                     Meta(min_length=1)] = OPENB_SHARES  # fmt: skip
+
+
 class Injection(_Part, frozen=True, kw_only=True):
     """A fault that happens whatever the draws say; `subject` is a node, or a rack for `link`."""
 
@@ -171,7 +190,8 @@ class TwinConfig(_Part, frozen=True, kw_only=True):
     in the price history at which the fleet clock starts; by default the price step of 30 January
     2025 falls three hours into a run. A cadence of 0 emits nothing. `placement` is how jobs that
     need part of a node find one: `affinity` looks for their tenant's warm nodes, `fragmentation`
-    expects jobs like those that the pool now runs and queues.
+    expects jobs like those that the pool now runs and queues. `shares` lets jobs ask for parts of a
+    GPU; without it only those do whose trace says so.
     """
 
     fleet: Name = "local"
@@ -197,6 +217,7 @@ class TwinConfig(_Part, frozen=True, kw_only=True):
     checkpoint_every_us: Count = 30 * MINUTE_US
     migration_pause_us: Count = 60 * SECOND_US
     migration_failure_share: Ratio = 0.02
+    shares: SharesConfig | None = None
 
     def pool(self, name: str) -> PoolConfig | None:
         """Return a pool by name."""

@@ -15,6 +15,7 @@ from gpuloop.twin.draws import hash64, lognormal, uniform
 from gpuloop.twin.engine import Engine
 from gpuloop.twin.hardware import Hardware
 from gpuloop.twin.jobs import Jobs
+from gpuloop.twin.sharing import holders
 from gpuloop.twin.state import RENTED, Kind, Node
 from gpuloop.twin.telemetry import Telemetry, corrected_errors
 
@@ -123,9 +124,11 @@ class Faults:
         fatal = uniform(*key) < UNCONTAINED_SHARE
         xid = XID_UNCONTAINED if fatal else XID_CONTAINED
         self._telemetry.fault(node, "xid", gpu_index=gpu, xid=xid, recovery_action=RESET)
-        job = self._engine.state.jobs.get(node.slots[gpu])
-        if fatal and job is not None:
+        jobs = self._engine.state.jobs
+        hit = [jobs[name] for name in holders(node, gpu) if name in jobs] if fatal else []
+        for job in hit:
             self._jobs.interrupt(job, "uncontained memory error", avoid=(node.id,))
+        if hit:
             self._jobs.schedule(node.pool)
         self._next_ecc_error(node)
 

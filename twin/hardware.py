@@ -12,7 +12,9 @@ from gpuloop.twin import machines
 from gpuloop.twin.demand import Profile
 from gpuloop.twin.draws import uniform
 from gpuloop.twin.engine import Engine
+from gpuloop.twin.fit import WHOLE_GPU
 from gpuloop.twin.machines import GpuModel
+from gpuloop.twin.sharing import SHARED, holders, take_part
 from gpuloop.twin.state import Job, Kind, Node, Service
 
 SERVICE_ACTIVITY = 0.5
@@ -70,6 +72,11 @@ class Hardware:
         self._swap(node, "", name, count)
         node.free -= count
 
+    def share(self, node: Node, device: int, name: str, milli: int) -> None:
+        """Let a job take a part of one of a node's GPUs."""
+        take_part(node, device, name, milli)
+        self.refresh(node)
+
     def clear(self, node: Node, name: str, count: int) -> None:
         """Free at most `count` of the GPUs that a job or service holds on a node."""
         self._swap(node, name, "", count)
@@ -86,7 +93,7 @@ class Hardware:
         """Settle a node's heat and take its present load and health into account."""
         self.settle(node)
         model = self._engine.models[node.pool]
-        watts = [self._watts(node, model, slot) for slot in node.slots]
+        watts = self._all_watts(node, model)
         node.watts = float(model.node_watts + sum(watts))
         self._goals[node.id] = self._equilibria(node, model, watts)
         if node.cooling > 1.0:
@@ -117,14 +124,39 @@ class Hardware:
         """Return what a node's GPUs show."""
         engine, model = self._engine, self._engine.models[node.pool]
         rows = Rows([], [], [], [], [], [], [], [], [])
-        for slot in node.slots:
-            job, service = engine.state.jobs.get(slot), engine.state.services.get(slot)
-            self._show(rows, node, model, job, service)
-            clock = self._clock(node, model, slot)
-            rows.watts.append(self._watts(node, model, slot))
+        for device, slot in enumerate(node.slots):
+            if slot == SHARED:
+                self._show_shared(rows, node, device)
+            else:
+                job, service = engine.state.jobs.get(slot), engine.state.services.get(slot)
+                self._show(rows, node, model, job, service)
+            active = self._activity(node, device)
+            clock = self._clock(node, model, active)
+            rows.watts.append(self._watts(node, model, device))
             rows.clock_mhz.append(model.clock_mhz * clock if slot else model.idle_clock_mhz)
-            rows.throttle.append(_throttle_bits(slot, clock, self._activity(slot)))
+            rows.throttle.append(_throttle_bits(slot, clock, active))
         return rows
+
+    def _show_shared(self, rows: Rows, node: Node, device: int) -> None:
+        """Show a shared GPU: each job adds its part of what it would show on all of it."""
+        jobs, model = self._engine.state.jobs, self._engine.models[node.pool]
+        seen = [0.0] * 5
+        for name, milli in node.shares[device].items():
+            load, health, part = self._engine.profile(name), jobs[name].health, milli / WHOLE_GPU
+            shown = (
+                load.utilisation * (0.7 + 0.3 * health),
+                load.sm_active * health,
+                load.tensor_active * health,
+                load.memory_used,
+                load.utilisation * health,
+            )
+            seen = [sum_ + part * value for sum_, value in zip(seen, shown, strict=True)]
+        rows.utilisation.append(seen[0])
+        rows.sm_active.append(seen[1])
+        rows.tensor_active.append(seen[2])
+        rows.memory_used.append(seen[3])
+        rows.nvlink.append(0.0)
+        rows.pcie.append(model.pcie_bytes_per_second * PCIE_SHARE * seen[4])
 
     def _show(
         self, rows: Rows, node: Node, model: GpuModel, job: Job | None, service: Service | None
@@ -147,46 +179,69 @@ class Hardware:
 
     def _goals_of(self, node: Node) -> list[float]:
         model = self._engine.models[node.pool]
-        watts = [self._watts(node, model, slot) for slot in node.slots]
-        return self._equilibria(node, model, watts)
+        return self._equilibria(node, model, self._all_watts(node, model))
 
     def _equilibria(self, node: Node, model: GpuModel, watts: list[float]) -> list[float]:
         inlet = self.inlet(node)
         return [machines.equilibrium(model, inlet, node.cooling, value) for value in watts]
 
-    def _activity(self, slot: str) -> float:
+    def _activity(self, node: Node, device: int) -> float:
+        slot = node.slots[device]
         if not slot:
             return 0.0
         if slot in self._engine.services:
             return SERVICE_ACTIVITY
+        if slot == SHARED:
+            return machines.activity(
+                sum(
+                    self._engine.profile(name).utilisation * milli / WHOLE_GPU
+                    for name, milli in node.shares[device].items()
+                )
+            )
         return machines.activity(self._engine.profile(slot).utilisation)
 
-    def _clock(self, node: Node, model: GpuModel, slot: str) -> float:
-        if not node.throttled or not slot:
+    def _clock(self, node: Node, model: GpuModel, active: float) -> float:
+        if not node.throttled or not active:
             return 1.0
-        active = self._activity(slot)
         return machines.throttled_clock(model, self.inlet(node), node.cooling, active)
 
-    def _watts(self, node: Node, model: GpuModel, slot: str) -> float:
+    def _all_watts(self, node: Node, model: GpuModel) -> list[float]:
+        return [self._watts(node, model, device) for device in range(len(node.slots))]
+
+    def _watts(self, node: Node, model: GpuModel, device: int) -> float:
+        slot = node.slots[device]
         if not slot:
             return model.idle_watts
-        job = self._engine.state.jobs.get(slot)
-        rate = 1.0 if job is None else job.health
-        clock = self._clock(node, model, slot)
-        return machines.gpu_watts(model, self._activity(slot), clock, rate)
+        active = self._activity(node, device)
+        clock = self._clock(node, model, active)
+        return machines.gpu_watts(model, active, clock, self._useful(node, device))
+
+    def _useful(self, node: Node, device: int) -> float:
+        """Return the share of full speed at which the jobs of a device go, by their parts of it."""
+        jobs, slot = self._engine.state.jobs, node.slots[device]
+        if slot != SHARED:
+            return jobs[slot].health if slot in jobs else 1.0
+        parts = node.shares[device]
+        return sum(jobs[name].health * milli for name, milli in parts.items()) / sum(parts.values())
 
     def _speed_on(self, node: Node, job: Job) -> float:
         if not node.throttled and node.link == 1.0 and node.ecc_gpu < 0:
             return 1.0
         speed = 1.0
         if node.throttled:
-            speed = self._clock(node, self._engine.models[node.pool], job.id)
+            model = self._engine.models[node.pool]
+            speed = self._clock(node, model, self._activity(node, self._device_of(node, job)))
         if node.link < 1.0 and job.gpus > 1:
             comm = self._engine.profile(job.id).comm
             speed = min(speed, machines.link_speed(comm, node.link))
-        if node.ecc_gpu >= 0 and node.slots[node.ecc_gpu] == job.id:
+        if node.ecc_gpu >= 0 and job.id in holders(node, node.ecc_gpu):
             speed = min(speed, machines.ECC_SPEED)
         return speed
+
+    def _device_of(self, node: Node, job: Job) -> int:
+        """Return one of the devices that a job holds; those it holds whole are alike."""
+        shared = (device for device, parts in node.shares.items() if job.id in parts)
+        return next(shared, -1) if job.gpu_milli < WHOLE_GPU else node.slots.index(job.id)
 
     def _expect_throttling(self, node: Node, model: GpuModel) -> None:
         """Set the timer for the moment the hottest GPU reaches its limit at this load."""

@@ -10,7 +10,6 @@ from math import ceil
 from typing import Final
 
 from gpuloop.schemas.fleet import Refused
-from gpuloop.schemas.messages.telemetry import Billing
 from gpuloop.schemas.units import MINUTE_US, SECOND_US
 from gpuloop.twin.config import MAX_ATTEMPTS, WAITING_GRACE_US
 from gpuloop.twin.demand import (
@@ -23,9 +22,12 @@ from gpuloop.twin.demand import (
 )
 from gpuloop.twin.draws import lognormal, uniform
 from gpuloop.twin.engine import Engine
+from gpuloop.twin.fit import WHOLE_GPU
 from gpuloop.twin.hardware import Hardware
 from gpuloop.twin.inference import Inference
-from gpuloop.twin.placement import Manner, Room, held_for, place
+from gpuloop.twin.placement import held_for
+from gpuloop.twin.places import Places, find, rooms_of, with_own_room
+from gpuloop.twin.sharing import asked_milli, gpu_us, holding, hourly, leave
 from gpuloop.twin.state import Job, Kind, Node
 from gpuloop.twin.telemetry import Telemetry
 from gpuloop.twin.workload import JobSpec
@@ -72,7 +74,7 @@ class Jobs:
         """Place the jobs that run when a world begins, widest first; the rest are queued."""
         for spec in sorted(specs, key=lambda s: (-s.gpus, s.submitted_us, s.job)):
             job = self._admit(spec)
-            nodes = self._find(job, self._rooms(job.pool))
+            nodes = find(self._engine, job, rooms_of(self._engine, job.pool))
             if nodes is None:
                 self._queue_new(job)
                 self._lose_patience(job)
@@ -86,24 +88,25 @@ class Jobs:
         engine, queue = self._engine, self._engine.pool(pool).queue
         if not queue:
             return
-        rooms, too_wide, held = self._rooms(pool), 1 << 30, frozenset[str]()
+        rooms, too_wide, held = rooms_of(self._engine, pool), 1 << 30, frozenset[str]()
         for name in queue[:BACKFILL_DEPTH]:
             if not rooms:
                 return
             job = engine.state.jobs[name]
-            if job.gpus >= too_wide:
+            width = job.gpus * job.gpu_milli
+            if width >= too_wide:
                 continue
             open_rooms = [room for room in rooms if room.node not in held]
-            nodes = self._find(job, open_rooms)
+            nodes = find(self._engine, job, open_rooms)
             if nodes is not None:
                 queue.remove(name)
                 self._leave_queue(job)
                 self._start(job, nodes)
-                rooms = self._rooms(pool)
+                rooms = rooms_of(self._engine, pool)
             elif not held and engine.now_us - job.queued_us >= HEAD_PATIENCE_US:
                 held = held_for(rooms, job.gpus)
             elif not job.avoid:
-                too_wide = min(too_wide, job.gpus)
+                too_wide = width
 
     def beat(self, name: str, token: int) -> None:
         """Report a running job's progress, and checkpoint it when that is due."""
@@ -142,7 +145,7 @@ class Jobs:
         """Throw a job back to its last checkpoint and into the queue, or give it up."""
         engine = self._engine
         self._settle(job)
-        lost = (job.done_us - job.saved_us) * job.gpus
+        lost = gpu_us(job, job.done_us - job.saved_us)
         job.done_us = job.saved_us
         engine.state.books.book(job.pool, "disruption_penalty", lost * job.price)
         nodes = self._vacate(job)
@@ -178,8 +181,7 @@ class Jobs:
         if job is None or job.running or job.run_token != token:
             return
         job.waiting_charged = True
-        rate = job.gpus * job.price
-        engine.state.books.change(job.pool, "waiting_penalty", rate, engine.now_us)
+        engine.state.books.change(job.pool, "waiting_penalty", hourly(job), engine.now_us)
 
     def migrate(self, job: Job, pool: str, avoid: tuple[str, ...]) -> None:
         """Move a running job from its last state to other nodes, at the price of a pause.
@@ -189,16 +191,17 @@ class Jobs:
 
         """
         engine, config = self._engine, self._engine.config
-        rooms = [room for room in self._rooms(pool) if room.node not in avoid]
-        rooms = self._with_own_room(job, pool, avoid, rooms)
-        nodes = self._find(job, rooms)
+        rooms = [room for room in rooms_of(self._engine, pool) if room.node not in avoid]
+        rooms = with_own_room(self._engine, job, pool, avoid, rooms)
+        nodes = find(self._engine, job, rooms)
         if nodes is None:
-            raise Refused("no_capacity", f"no room for {job.gpus} GPUs in {pool} elsewhere")
+            asked = f"{job.gpus} GPUs" if job.gpu_milli == WHOLE_GPU else "a part of a GPU"
+            raise Refused("no_capacity", f"no room for {asked} in {pool} elsewhere")
         self._settle(job)
-        lost = config.migration_pause_us * job.gpus
+        lost = gpu_us(job, config.migration_pause_us)
         keyed = (config.seed, "migration", job.id, job.generation)
         if uniform(*keyed) < config.migration_failure_share:
-            lost += (job.done_us - job.saved_us) * job.gpus
+            lost += gpu_us(job, job.done_us - job.saved_us)
             job.done_us = job.saved_us
         left = self._vacate(job)
         source = job.pool
@@ -215,7 +218,9 @@ class Jobs:
         """Let a node's jobs go at the speed it now allows, and every node they run on feel it."""
         jobs = self._engine.state.jobs
         touched = {node.id: node}
-        for name in sorted({slot for slot in node.slots if slot in jobs}):
+        for name in holding(node):
+            if name not in jobs:
+                continue
             job = jobs[name]
             self._settle(job)
             self._pace(job)
@@ -236,6 +241,7 @@ class Jobs:
             submitted_us=spec.submitted_us,
             work_us=spec.work_us,
             price=engine.pool(pool.name).quote,
+            gpu_milli=asked_milli(engine.config.seed, spec, engine.config.shares),
         )
 
     def _queue_new(self, job: Job) -> None:
@@ -265,10 +271,9 @@ class Jobs:
         engine = self._engine
         if job.waiting_charged:
             job.waiting_charged = False
-            rate = job.gpus * job.price
-            engine.state.books.change(job.pool, "waiting_penalty", -rate, engine.now_us)
+            engine.state.books.change(job.pool, "waiting_penalty", -hourly(job), engine.now_us)
 
-    def _start(self, job: Job, nodes: tuple[tuple[str, int], ...]) -> None:
+    def _start(self, job: Job, nodes: Places) -> None:
         engine = self._engine
         warm = all(engine.state.nodes[name].tenant == job.tenant for name, _ in nodes)
         job.attempt += 1
@@ -283,19 +288,23 @@ class Jobs:
         self._settle_in(job, nodes, pause_us=pause)
         self._telemetry.job(job, "started", reason="warm" if warm else "cold")
 
-    def _settle_in(self, job: Job, nodes: tuple[tuple[str, int], ...], *, pause_us: int) -> None:
+    def _settle_in(self, job: Job, nodes: Places, *, pause_us: int) -> None:
         engine = self._engine
         job.running = True
         job.run_token += 1
         job.avoid = []
         job.nodes = sorted(name for name, _ in nodes)
         job.mark_us = engine.now_us + pause_us
-        for name, count in nodes:
-            self._hardware.occupy(engine.state.nodes[name], job.id, count)
-            engine.state.nodes[name].tenant = job.tenant
+        for name, which in nodes:
+            node = engine.state.nodes[name]
+            if job.gpu_milli < WHOLE_GPU:
+                self._hardware.share(node, which, job.id, job.gpu_milli)
+            else:
+                self._hardware.occupy(node, job.id, which)
+            node.tenant = job.tenant
         self._pace(job)
         self._refresh([engine.state.nodes[name] for name in job.nodes])
-        engine.state.books.change(job.pool, "revenue", job.gpus * job.price, engine.now_us)
+        engine.state.books.change(job.pool, "revenue", hourly(job), engine.now_us)
         self._next_beat(job)
 
     def _vacate(self, job: Job) -> list[Node]:
@@ -304,15 +313,14 @@ class Jobs:
         left = []
         for name in job.nodes:
             node = engine.state.nodes[name]
-            node.slots = ["" if slot == job.id else slot for slot in node.slots]
-            node.free = node.slots.count("")
+            leave(node, job.id)
             if node.phase == "draining":
                 engine.emptied.add(node.pool)
             left.append(node)
         job.running = False
         job.run_token += 1
         job.finish_token += 1
-        engine.state.books.change(job.pool, "revenue", -job.gpus * job.price, engine.now_us)
+        engine.state.books.change(job.pool, "revenue", -hourly(job), engine.now_us)
         return left
 
     def _settle(self, job: Job) -> None:
@@ -344,35 +352,3 @@ class Jobs:
     def _refresh(self, nodes: list[Node]) -> None:
         for node in nodes:
             self._hardware.refresh(node)
-
-    def _rooms(self, pool: str) -> list[Room]:
-        return [
-            Room(node.id, node.rack, node.billing, node.free, len(node.slots), node.tenant)
-            for node in self._engine.nodes_of[pool]
-            if node.free and node.phase == "ready"
-        ]
-
-    def _with_own_room(
-        self, job: Job, pool: str, avoid: tuple[str, ...], rooms: list[Room]
-    ) -> list[Room]:
-        """Count the GPUs a job would free itself on nodes it need not avoid."""
-        if pool != job.pool:
-            return rooms
-        own = []
-        for name in job.nodes:
-            node = self._engine.state.nodes[name]
-            if name not in avoid and node.phase == "ready":
-                free = node.free + node.slots.count(job.id)
-                own.append(Room(name, node.rack, node.billing, free, len(node.slots), node.tenant))
-        return sorted([room for room in rooms if room.node not in job.nodes] + own)
-
-    def _find(self, job: Job, rooms: list[Room]) -> tuple[tuple[str, int], ...] | None:
-        if job.avoid:
-            rooms = [room for room in rooms if room.node not in job.avoid]
-        prefer: Billing = "on_demand" if job.job_class == "training" else "spot"
-        strategy = self._engine.config.placement
-        expected: tuple[int, ...] = ()
-        if strategy == "fragmentation":
-            jobs = self._engine.state.jobs.values()
-            expected = (job.gpus, *(other.gpus for other in jobs if other.pool == job.pool))
-        return place(rooms, job.gpus, Manner(prefer, strategy, job.tenant, expected))

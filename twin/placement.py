@@ -5,7 +5,7 @@ nodes, from one rack when one has enough. The preferred billing comes before any
 is chosen by hash order.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -13,15 +13,21 @@ import numpy as np
 from gpuloop.schemas.messages.telemetry import Billing
 from gpuloop.twin import scores
 from gpuloop.twin.config import PlacementStrategy
-from gpuloop.twin.fit import WHOLE_GPU, Ask, Integers, Nodes, fits
+from gpuloop.twin.fit import WHOLE_GPU, Ask, Integers, Nodes, fits, tightest_devices
 from gpuloop.twin.fragmentation import typical
-from gpuloop.twin.strategies import Score, gradient_descent
+from gpuloop.twin.strategies import Score, Strategy, gradient_descent
 
 OWN_TENANT: Final = 0
+_NO_LUCK: Final = np.random.default_rng(0)
+"""Asked of every choice of devices, used by none of those here."""
 
 
 class Room(NamedTuple):
-    """A node as the scheduler sees it; `tenant` is whose images and data it holds."""
+    """A node as the scheduler sees it; `tenant` is whose images and data it holds.
+
+    `free` counts the devices of which nothing is taken. `devices` is what each has free, in
+    thousandths; a node that shares none may leave it out.
+    """
 
     node: str
     rack: str
@@ -29,18 +35,36 @@ class Room(NamedTuple):
     free: int
     size: int
     tenant: str = ""
+    devices: tuple[int, ...] = ()
 
 
 class Manner(NamedTuple):
     """How a job wants to be placed, and by which strategy.
 
-    `tenant` counts for affinity, `expected` for fragmentation: the GPUs of jobs that may come.
+    `tenant` counts for affinity, `expected` for fragmentation: the GPUs of jobs that may come, and
+    `expected_parts` the thousandths of those that ask for a part of one.
     """
 
     prefer: Billing
     strategy: PlacementStrategy = "binpack"
     tenant: str = ""
     expected: tuple[int, ...] = ()
+    expected_parts: tuple[int, ...] = ()
+
+
+def place_part(rooms: Sequence[Room], gpu_milli: int, manner: Manner) -> tuple[str, int] | None:
+    """Return the node and the device of which a job gets a part, or None when none has it free.
+
+    All rooms must say what each of their devices has free.
+    """
+    ask = Ask(gpus=1, gpu_milli=gpu_milli, kind=OWN_TENANT)
+    best = _best(rooms, ask, manner)
+    if best is None:
+        return None
+    nodes = _as_nodes([best], manner.tenant)
+    if manner.strategy == "fragmentation":
+        return best.node, _descent(manner, best.size).devices(nodes, 0, ask, _NO_LUCK)[0]
+    return best.node, tightest_devices(nodes, 0, ask)[0]
 
 
 def place(rooms: Iterable[Room], gpus: int, manner: Manner) -> tuple[tuple[str, int], ...] | None:
@@ -73,10 +97,13 @@ def place(rooms: Iterable[Room], gpus: int, manner: Manner) -> tuple[tuple[str, 
 
 
 def _one_node(rooms: list[Room], gpus: int, manner: Manner) -> Room | None:
+    return _best(rooms, Ask(gpus=gpus, gpu_milli=WHOLE_GPU, kind=OWN_TENANT), manner)
+
+
+def _best(rooms: Sequence[Room], ask: Ask, manner: Manner) -> Room | None:
     if not rooms:
         return None
     nodes = _as_nodes(rooms, manner.tenant)
-    ask = Ask(gpus=gpus, gpu_milli=WHOLE_GPU, kind=OWN_TENANT)
     holding = np.flatnonzero(fits(nodes, ask))
     if not len(holding):
         return None
@@ -94,23 +121,30 @@ def _score(manner: Manner, size: int) -> Score:
         case "affinity":
             return scores.clustering
         case "fragmentation":
-            tasks = (
-                Ask(gpus=min(gpus, size), gpu_milli=WHOLE_GPU)
-                for gpus in manner.expected or (size,)
-            )
-            return gradient_descent(typical(tasks)).score
+            return _descent(manner, size).score
 
 
-def _as_nodes(rooms: list[Room], tenant: str) -> Nodes:
-    """Return rooms as arrays: devices are free or taken whole, CPU and memory do not count."""
+def _descent(manner: Manner, size: int) -> Strategy:
+    parts = [Ask(gpus=1, gpu_milli=milli) for milli in manner.expected_parts]
+    whole = manner.expected or (() if parts else (size,))
+    tasks = [Ask(gpus=min(gpus, size), gpu_milli=WHOLE_GPU) for gpus in whole]
+    return gradient_descent(typical(tasks + parts))
+
+
+def _as_nodes(rooms: Sequence[Room], tenant: str) -> Nodes:
+    """Return rooms as arrays; CPU and memory do not count."""
     free = np.array([room.free for room in rooms], dtype=np.int64)
     gpus = np.array([room.size for room in rooms], dtype=np.int64)
     none: Integers = np.zeros(len(rooms), dtype=np.int64)
+    milli: Integers = WHOLE_GPU * (np.arange(gpus.max()) < free[:, None])
+    for row, room in enumerate(rooms):
+        if room.devices:
+            milli[row, : room.size] = room.devices
     running = [(room.tenant == tenant != "", room.tenant not in ("", tenant)) for room in rooms]
     return Nodes(
         cpu_milli=none,
         memory_mib=none,
-        gpu_milli=WHOLE_GPU * (np.arange(gpus.max()) < free[:, None]),
+        gpu_milli=milli,
         gpus=gpus,
         model=none,
         running=np.array(running, dtype=np.int64),

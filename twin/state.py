@@ -48,6 +48,7 @@ class Job(msgspec.Struct, array_like=True, kw_only=True):
 
     Work is measured in microseconds on healthy GPUs of the pool `home`; `done_us` is true at
     `mark_us`, `saved_us` is what the last checkpoint holds. `health` is the share of full speed.
+    `gpu_milli` is how many thousandths of each of its GPUs it asks for.
     """
 
     id: str
@@ -73,12 +74,14 @@ class Job(msgspec.Struct, array_like=True, kw_only=True):
     run_token: int = 0
     attempt: int = 0
     generation: int = 0
+    gpu_milli: int = 1000
 
 
 class Node(msgspec.Struct, array_like=True, kw_only=True):
     """A rented or ordered node.
 
-    `slots` holds what runs on each GPU: a job's id, a service's name, or nothing. `celsius` is
+    `slots` holds what runs on each GPU: a job's id, a service's name, or nothing; `shares` who has
+    how many thousandths of the GPUs that are shared (`sharing`). `celsius` is
     true at `heat_us`. `cooling` multiplies thermal resistance, `link` is the share of interconnect
     bandwidth left, `ecc_gpu` the GPU whose memory is failing. `due_us` is when a pending or
     down node is ready, or when a leaving one is taken away.
@@ -106,6 +109,7 @@ class Node(msgspec.Struct, array_like=True, kw_only=True):
     link: float = 1.0
     ecc_gpu: int = -1
     ecc_since_us: int = 0
+    shares: dict[int, dict[str, int]] = {}
 
 
 class Pool(msgspec.Struct, kw_only=True):

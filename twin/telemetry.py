@@ -30,6 +30,7 @@ from gpuloop.twin.draws import Floats, hash64, uniform_grid
 from gpuloop.twin.engine import WORLD_BOOT, Engine
 from gpuloop.twin.hardware import Hardware, Rows
 from gpuloop.twin.services import Window
+from gpuloop.twin.sharing import free_gpus, gpu_us
 from gpuloop.twin.state import RENTED, Job, Node
 
 ECC_CORRECTED_PER_SECOND: Final = 2.0
@@ -69,11 +70,12 @@ class Telemetry:
             nodes=tuple(job.nodes),
             price_usd_micros_per_gpu_hour=job.price,
             submitted_us=job.submitted_us,
-            gpu_us_done=job.done_us * job.gpus,
+            gpu_us_done=gpu_us(job, job.done_us),
             gpu_us_lost=lost_gpu_us,
             attempt=job.attempt,
             generation=job.generation,
             reason=reason,
+            gpu_milli=job.gpu_milli,
         )
         engine.emit("telemetry.jobs", job.id, message, "jobs", seq)
 
@@ -95,6 +97,7 @@ class Telemetry:
             seq=seq,
             gpus=job.gpus,
             quote_usd_micros_per_gpu_hour=quote,
+            gpu_milli=job.gpu_milli,
         )
         engine.emit("telemetry.tenants", job.tenant, message, "tenants", seq)
 
@@ -159,7 +162,7 @@ class Telemetry:
         nodes = engine.nodes_of[name]
         tranches = tuple(self._tranche(name, billing, nodes) for billing in config.billings)
         ready = sum(tranche.nodes_ready for tranche in tranches) * config.gpus_per_node
-        free = sum(node.free for node in nodes if node.phase in RENTED)
+        free = sum(free_gpus(node) for node in nodes if node.phase in RENTED)
         seq = engine.next_seq("resources")
         message = ResourceSample(
             fleet=self._fleet,

@@ -9,7 +9,7 @@ import gzip
 import itertools
 from bisect import bisect_left
 from csv import DictReader
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from pathlib import Path
@@ -21,8 +21,13 @@ from numpy.typing import NDArray
 from gpuloop.schemas.units import HOUR_US, SECOND_US
 from gpuloop.twin.config import Shape, SizeClass
 from gpuloop.twin.draws import generator, normal, uniform
+from gpuloop.twin.fit import WHOLE_GPU
 
 JOBS: Final = "philly/jobs.csv.gz"
+PODS: Final = "openb/pods.csv"
+OPENB_ZERO_US: Final = 1_672_531_200 * SECOND_US
+"""2023-01-01T00:00:00Z."""
+OPENB_BUSY_DAY: Final = 116
 DAY_US: Final = 24 * HOUR_US
 LONG_US: Final = 4 * HOUR_US
 MAX_GPUS: Final = 64
@@ -30,13 +35,17 @@ MAX_GPUS: Final = 64
 
 @dataclass(frozen=True, slots=True, order=True)
 class JobSpec:
-    """A job as its tenant asks for it; `work_us` is its duration on healthy GPUs."""
+    """A job as its tenant asks for it; `work_us` is its duration on healthy GPUs.
+
+    `gpu_milli` is how many thousandths it needs of each GPU; less than all only of a single one.
+    """
 
     submitted_us: int
     job: str
     gpus: int
     work_us: int
     tenant: str
+    gpu_milli: int = 1000
 
 
 def size_class(gpus: int, work_us: int) -> SizeClass:
@@ -73,7 +82,8 @@ def build_workload(
 ) -> Workload:
     """Return the workload called `which`, or the one that it is.
 
-    `philly` and `generator[:shape]` are meant literally; `auto` is the trace where it is at hand.
+    `philly`, `openb` and `generator[:shape]` are meant literally; `auto` is Philly's trace where it
+    is at hand.
 
     Raises:
         ValueError: there is no such workload, or no trace in the folder.
@@ -87,23 +97,30 @@ def build_workload(
         if path is None or not path.is_file():
             raise ValueError(f"workload philly needs {JOBS} in the folder of traces")
         return Philly(path, start_us)
+    if kind == "openb":
+        if traces is None or not (traces / PODS).is_file():
+            raise ValueError(f"workload openb needs {PODS} in the folder of traces")
+        return Openb(traces / PODS, start_us)
     shapes = get_args(Shape)
     if kind not in ("auto", "", "generator") or (wanted and wanted not in shapes):
-        raise ValueError(f"no workload {which!r}: philly, generator:{'|'.join(shapes)}, auto")
+        raise ValueError(
+            f"no workload {which!r}: philly, openb, generator:{'|'.join(shapes)}, auto"
+        )
     chosen: Shape = next((s for s in shapes if s == wanted), shape)
     return Generator(chosen, seed, start_us)
 
 
-class Philly:
-    """The published jobs, replayed at their own times."""
+class Recorded:
+    """Published jobs, replayed at their own times."""
 
-    name = "philly"
+    name: str
 
-    def __init__(self, path: Path, start_us: int) -> None:
-        self._jobs = read_philly(path)
-        self._times = [job.submitted_us for job in self._jobs]
+    def __init__(self, jobs: tuple[JobSpec, ...], start_us: int, otherwise_us: int) -> None:
+        """Begin at `start_us` if the jobs' times span it, else at `otherwise_us`."""
+        self._jobs = jobs
+        self._times = [job.submitted_us for job in jobs]
         inside = self._times[0] <= start_us <= self._times[-1]
-        self.start_us = start_us if inside else self._times[0] // DAY_US * DAY_US
+        self.start_us = start_us if inside else otherwise_us
 
     @property
     def span_us(self) -> tuple[int, int]:
@@ -120,13 +137,36 @@ class Philly:
         return _under_way(self._jobs[: bisect_left(self._times, at_us)], at_us)
 
 
+class Philly(Recorded):
+    """Microsoft's jobs of 2017; a world begins at their first midnight if no better is asked."""
+
+    name = "philly"
+
+    def __init__(self, path: Path, start_us: int) -> None:
+        jobs = read_philly(path)
+        super().__init__(jobs, start_us, jobs[0].submitted_us // DAY_US * DAY_US)
+
+
+class Openb(Recorded):
+    """Alibaba's pods of 2023, of which most ask for a part of a GPU.
+
+    The trace has no dates: its first second is put at `OPENB_ZERO_US`. Nearly all pods come after
+    day 116, where a world begins if nothing else is asked. Pods that need no GPU or were never
+    scheduled are left out, for nothing says how long those would have run.
+    """
+
+    name = "openb"
+
+    def __init__(self, path: Path, start_us: int) -> None:
+        super().__init__(read_openb(path), start_us, OPENB_ZERO_US + OPENB_BUSY_DAY * DAY_US)
+
+
 def _under_way(jobs: tuple[JobSpec, ...], at_us: int) -> tuple[JobSpec, ...]:
     return tuple(
-        JobSpec(job.submitted_us, job.job, job.gpus, job.submitted_us + job.work_us - at_us,
-                job.tenant)
+        replace(job, work_us=job.submitted_us + job.work_us - at_us)
         for job in jobs
         if job.submitted_us + job.work_us > at_us
-    )  # fmt: skip
+    )
 
 
 @lru_cache(maxsize=4)
@@ -157,6 +197,40 @@ def read_philly(path: Path) -> tuple[JobSpec, ...]:
                         max(seconds, 1) * SECOND_US, cluster)
             )  # fmt: skip
     return tuple(jobs)
+
+
+@lru_cache(maxsize=4)
+def read_openb(path: Path) -> tuple[JobSpec, ...]:
+    """Return the pods of a file of openb's layout that used a GPU, in order of creation.
+
+    A pod's work is the time from when it was scheduled until it was deleted, its tenant its class
+    of service.
+
+    Raises:
+        ValueError: a column is missing, a value is no number, or nothing is left.
+
+    """
+    jobs = []
+    with path.open(encoding="utf-8", newline="") as lines:
+        try:
+            for row in DictReader(lines):
+                gpus = int(row["num_gpu"])
+                if not gpus or not row["scheduled_time"] or not row["deletion_time"]:
+                    continue
+                seconds = int(row["deletion_time"]) - int(row["scheduled_time"])
+                at_us = OPENB_ZERO_US + int(row["creation_time"]) * SECOND_US
+                milli = (
+                    min(int(row["gpu_milli"] or WHOLE_GPU), WHOLE_GPU) if gpus == 1 else WHOLE_GPU
+                )
+                jobs.append(
+                    JobSpec(at_us, row["name"], min(gpus, MAX_GPUS), max(seconds, 1) * SECOND_US,
+                            row["qos"] or "none", milli)
+                )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not laid out like the openb pods: {error}") from error
+    if not jobs:
+        raise ValueError(f"{path} holds no pod that ran on a GPU")
+    return tuple(sorted(jobs))
 
 
 @dataclass(frozen=True, slots=True)

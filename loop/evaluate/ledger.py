@@ -5,7 +5,8 @@ times, so neither reordering nor duplicates change any window. A step that comes
 passed is applied with a correction for the time since; totals stay right, the correction falls
 into the window open then, and that window says so. Knows nothing of decisions.
 
-    revenue             GPUs of running jobs x their price, and what services report
+    revenue             GPUs of running jobs, or their part of one, x their price, and what services
+                        report
     capacity_cost       ready nodes x price per node-hour; the market's price where none is stated
     energy_cost         power x energy price
     waiting_penalty     GPUs of jobs queued for more than five minutes x half their price
@@ -63,6 +64,12 @@ class Job(msgspec.Struct, array_like=True):
     since_us: int
     last_us: int
     overdue: bool = False
+    gpu_milli: int = 1000
+
+    @property
+    def hourly(self) -> int:
+        """Return what it pays in an hour, in whole USD micros; a part of a GPU pays that part."""
+        return self.gpus * self.price * self.gpu_milli // 1000
 
 
 class Book(msgspec.Struct):
@@ -169,7 +176,7 @@ class Ledger(State):
                 job = self.jobs.get(step.subject)
                 if job and not job.running and job.since_us == step.since_us:
                     job.overdue = True
-                    self._change(job.pool, "waiting_penalty", job.gpus * job.price, step.at_us)
+                    self._change(job.pool, "waiting_penalty", job.hourly, step.at_us)
 
     def _apply_job(self, step: JobStep) -> None:
         job = self.jobs.get(step.subject)
@@ -192,17 +199,20 @@ class Ledger(State):
             return
         running = step.event not in _QUEUES and (step.event != "migrated" or step.placed)
         if job is not None:
-            same = (job.pool, job.gpus, job.price) == (step.pool, step.gpus, price)
+            asked = (job.pool, job.gpus, job.gpu_milli, job.price)
+            same = asked == (step.pool, step.gpus, step.gpu_milli, price)
             if step.event == "submitted" or (running == job.running and (same or not running)):
                 return
             self._leave(job, step.at_us)
         elif len(self.jobs) >= MAX_JOBS:
             self.counts.refused += 1
             return
-        job = Job(step.pool, step.gpus, price, running, step.at_us, step.at_us)
+        job = Job(
+            step.pool, step.gpus, price, running, step.at_us, step.at_us, gpu_milli=step.gpu_milli
+        )
         self.jobs[step.subject] = job
         if running:
-            self._change(job.pool, "revenue", job.gpus * job.price, step.at_us)
+            self._change(job.pool, "revenue", job.hourly, step.at_us)
         else:
             overdue_us = step.at_us + WAITING_GRACE_US
             self._plan(OverdueStep(overdue_us, 0, 0, step.subject, since_us=step.at_us))
@@ -217,12 +227,11 @@ class Ledger(State):
 
     def _leave(self, job: Job, at_us: int) -> None:
         """Stop what a job earns or costs where it is."""
-        rate = job.gpus * job.price
         if job.running:
-            self._change(job.pool, "revenue", -rate, at_us)
+            self._change(job.pool, "revenue", -job.hourly, at_us)
         elif job.overdue:
             overdue_us = job.since_us + WAITING_GRACE_US
-            self._change(job.pool, "waiting_penalty", -rate, max(at_us, overdue_us))
+            self._change(job.pool, "waiting_penalty", -job.hourly, max(at_us, overdue_us))
 
     def _apply_capacity(self, step: CapacityStep) -> None:
         book = self._book(step.subject)

@@ -57,6 +57,7 @@ class JobStep(_Step, frozen=True, tag=2):
     price: int
     gpu_us_lost: int
     placed: bool
+    gpu_milli: int = 1000
 
 
 class ServiceStep(_Step, frozen=True, tag=3):
@@ -126,6 +127,7 @@ def _job_step(event: JobEvent) -> JobStep | None:
         price=price,
         gpu_us_lost=event.gpu_us_lost,
         placed=bool(event.nodes),
+        gpu_milli=event.gpu_milli,
     )
 
 

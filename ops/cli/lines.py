@@ -187,10 +187,10 @@ def _telemetry(message: Message) -> str:
     match message:
         case JobEvent():
             reason = f" ({message.reason})" if message.reason else ""
-            return f"{message.kind:<12} {message.job} {message.gpus} GPUs in {message.pool}{reason}"
+            return f"{message.kind:<12} {message.job} {_gpus(message)} in {message.pool}{reason}"
         case JobState():
             nodes = f" on {', '.join(message.nodes)}" if message.nodes else ""
-            return f"{message.phase:<12} {message.job} {message.gpus} GPUs in {message.pool}{nodes}"
+            return f"{message.phase:<12} {message.job} {_gpus(message)} in {message.pool}{nodes}"
         case ServiceSample():
             late = "  SERVICE LEVEL MISSED" if message.violated else ""
             return (
@@ -225,3 +225,8 @@ def _busy_and_hot(sample: GpuSample) -> str:
     hot = [value for value in sample.temperature_celsius if value is not None]
     said = f", {sum(busy) / len(busy):.0%} busy" if busy else ""
     return said + (f", up to {max(hot):.0f} degrees" if hot else "")
+
+
+def _gpus(job: JobEvent | JobState) -> str:
+    """Return the GPUs of a job, as a decimal where it has a part of one."""
+    return f"{job.gpus * job.gpu_milli / 1000:g} GPUs"

@@ -79,7 +79,8 @@ class Partial(Message, frozen=True, kw_only=True):
     """What one shard (a partition of one source topic) knows about one pool; it replaces the last.
 
     A shard fills only the parts its topic feeds; `tick_us` is the tick it was written at and
-    `heard_us` the time of the newest event about the pool's running jobs.
+    `heard_us` the time of the newest event about the pool's running jobs. `*_milli` are the
+    thousandths of jobs that share devices, which the counts of GPUs leave out.
     """
 
     TYPE: ClassVar[str] = "internal.partials"
@@ -100,6 +101,8 @@ class Partial(Message, frozen=True, kw_only=True):
     heard_us: TimeUs | None = None
     classes: tuple[ClassState, ...] = ()
     quotes: tuple[QuoteState, ...] = ()
+    allocated_milli: Count = 0
+    arrived_milli: Count = 0
 
 
 class Segment(Part, frozen=True, kw_only=True):

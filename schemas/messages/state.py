@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from msgspec import Meta
 
 from gpuloop.schemas.messages.base import Message, Part
-from gpuloop.schemas.messages.telemetry import Billing, Nodes, Tranche
+from gpuloop.schemas.messages.telemetry import Billing, GpuMilli, Nodes, Tranche
 from gpuloop.schemas.units import Count, DurationUs, Name, Positive, Price, Ratio, TimeUs
 
 FEATURES: Final[tuple[str, ...]] = (
@@ -82,26 +82,37 @@ class JobState(Message, frozen=True, kw_only=True):
     attempt: Count
     generation: Count
     price_usd_micros_per_gpu_hour: Price
+    gpu_milli: GpuMilli = 1000
 
 
 class QueueState(Part, frozen=True, kw_only=True):
-    """Waiting work of one job class; `submitted_sum_us` makes the mean wait exact at any time."""
+    """Waiting work of one job class; `submitted_sum_us` makes the mean wait exact at any time.
+
+    In a shard's part `milli` are the thousandths asked by jobs that share devices, and not among
+    `gpus`; a pool's state has them there, rounded up to whole GPUs.
+    """
 
     job_class: Name
     jobs: Count
     gpus: Count
     oldest_submitted_us: TimeUs
     submitted_sum_us: Count
+    milli: Count = 0
 
 
 class ClassState(Part, frozen=True, kw_only=True):
-    """Jobs of one class: those that run, and those that have arrived since the start."""
+    """Jobs of one class: those that run, and those that have arrived since the start.
+
+    `*_milli` are as in `QueueState`.
+    """
 
     job_class: Name
     running_jobs: Count
     running_gpus: Count
     arrived_jobs: Count
     arrived_gpus: Count
+    running_milli: Count = 0
+    arrived_milli: Count = 0
 
 
 class QuoteState(Part, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ Ratios = Annotated[tuple[Ratio | None, ...], _PerGpu]
 Levels = Annotated[tuple[Positive | None, ...], _PerGpu]
 Celsius = Annotated[tuple[Annotated[float, Meta(ge=-50, le=200)] | None, ...], _PerGpu]
 Counters = Annotated[tuple[Count | None, ...], _PerGpu]
+GpuMilli = Annotated[int, Meta(ge=1, le=1000)]
 Nodes = Annotated[tuple[Name, ...], Meta(max_length=MAX_NODES_PER_JOB)]
 
 
@@ -170,7 +171,9 @@ class JobEvent(Message, frozen=True, kw_only=True):
 
     `gpu_us_done` is useful work kept so far, `gpu_us_lost` what this event threw away; both are
     GPU-microseconds. `generation` counts the migrations applied to the job. A running job reports
-    `progress` at least every five minutes: when none does, the source is taken for silent.
+    `progress` at least every five minutes: when none does, the source is taken for silent. A job
+    that shares a device has one GPU and `gpu_milli` thousandths of it; `gpu_us_*` count its part,
+    and it pays its part of the price, rounded down to whole USD micros an hour.
     """
 
     TYPE: ClassVar[str] = "telemetry.jobs"
@@ -192,6 +195,7 @@ class JobEvent(Message, frozen=True, kw_only=True):
     attempt: Count = 0
     generation: Count = 0
     reason: Text = ""
+    gpu_milli: GpuMilli = 1000
 
 
 class ServiceSample(Message, frozen=True, kw_only=True):
@@ -280,6 +284,7 @@ class TenantEvent(Message, frozen=True, kw_only=True):
     seq: Count
     gpus: Count
     quote_usd_micros_per_gpu_hour: Price
+    gpu_milli: GpuMilli = 1000
 
 
 class ClockAnchor(Message, frozen=True, kw_only=True):

@@ -5,12 +5,14 @@ import contextlib
 import msgspec
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gpuloop.schemas.component import Output, load, save
 from gpuloop.schemas.fleet import Refused
 from gpuloop.schemas.messages.actions import MigrateTo, PriceTo, ScaleTo
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
-from gpuloop.twin.config import TwinConfig
+from gpuloop.twin.config import SharesConfig, TwinConfig
+from gpuloop.twin.sharing import SHARED
 from gpuloop.twin.state import RENTED, WorldState
 from gpuloop.twin.world import World, build_world
 
@@ -28,9 +30,13 @@ NO_SHRINKING = (Phase.explicit, Phase.generate)
 POOLS = ("h100", "a100", "l4")
 
 
-def build(seed: int, state: WorldState | None = None) -> World:
-    config = TwinConfig(seed=seed, gpu_sample_every_us=5 * MINUTE_US, fault_rate_factor=300.0)
-    return build_world(config, None, "generator:bursty", state)
+USUAL = TwinConfig(gpu_sample_every_us=5 * MINUTE_US, fault_rate_factor=300.0)
+RICH = replace(USUAL, shares=SharesConfig(of_single_gpu_jobs=0.8))
+"""Everything that a world may have beyond the usual."""
+
+
+def build(seed: int, state: WorldState | None = None, *, of: TwinConfig = USUAL) -> World:
+    return build_world(replace(of, seed=seed), None, "generator:bursty", state)
 
 
 def act(world: World, kind: str, choice: int) -> None:
@@ -63,8 +69,14 @@ def check(world: World) -> None:
     for node in state.nodes.values():
         assert node.free == node.slots.count("")
         assert 0 < len(node.slots) == len(node.ecc_corrected)
-        for slot in node.slots:
-            if slot:
+        for device, slot in enumerate(node.slots):
+            parts = node.shares.get(device, {})
+            assert (slot == SHARED) == bool(parts)
+            assert sum(parts.values()) <= 1000, "no device holds more than all of it"
+            for name, milli in parts.items():
+                assert state.jobs[name].gpu_milli == milli
+                slots.setdefault(name, []).append(node.id)
+            if slot and slot != SHARED:
                 assert node.phase in RENTED, "only a working node runs something"
                 slots.setdefault(slot, []).append(node.id)
     queued = [name for pool in state.pools.values() for name in pool.queue]
@@ -88,12 +100,17 @@ def encoded(outputs: list[Output]) -> bytes:
     return msgspec.json.encode(rows)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, phases=NO_SHRINKING)
-@given(seed=st.integers(0, 50), cut_minutes=st.integers(0, HORIZON_MINUTES - 60), actions=ACTIONS)
+@settings(max_examples=14, deadline=None, derandomize=True, phases=NO_SHRINKING)
+@given(
+    seed=st.integers(0, 50),
+    cut_minutes=st.integers(0, HORIZON_MINUTES - 60),
+    actions=ACTIONS,
+    of=st.sampled_from([USUAL, RICH]),
+)
 def test_loaded_world_continues_to_identical_outputs(
-    seed: int, cut_minutes: int, actions: list[tuple[int, str, int]]
+    seed: int, cut_minutes: int, actions: list[tuple[int, str, int]], of: TwinConfig
 ) -> None:
-    world, twin = build(seed), None
+    world, twin = build(seed, of=of), None
     begin = world.start_us
     script = sorted([*actions, (cut_minutes, "cut", 0)], key=lambda item: item[0])
     for minute, kind, choice in [*script, (HORIZON_MINUTES, "end", 0)]:
@@ -103,7 +120,7 @@ def test_loaded_world_continues_to_identical_outputs(
             assert encoded(twin.advance(at_us)) == encoded(said)
         check(world)
         if kind == "cut":
-            twin = build(seed, load(WorldState, save(world.state)))
+            twin = build(seed, load(WorldState, save(world.state)), of=of)
         for one in (world, twin):
             if one is not None:
                 act(one, kind, choice)

@@ -4,6 +4,7 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
 from gpuloop.loop.learn.simulate import FleetSimulation
 from gpuloop.loop.services.twin_fleet import TwinFleet
@@ -11,9 +12,16 @@ from gpuloop.schemas.component import Received
 from gpuloop.schemas.messages import ResourceSample, Reward
 from gpuloop.schemas.messages.learning import COMPONENTS
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
-from gpuloop.twin.config import FaultRates, Injection, ServiceConfig, TwinConfig
+from gpuloop.twin.config import (
+    FaultRates,
+    Injection,
+    ServiceConfig,
+    SharesConfig,
+    TwinConfig,
+)
 
 Books = dict[str, dict[str, int]]
+Run = tuple[list[Reward], dict[int, Books]]
 
 ROUGH = TwinConfig(
     seed=5,
@@ -21,13 +29,21 @@ ROUGH = TwinConfig(
     services=(ServiceConfig(name="chat", pool="l4", requests_per_second=60.0, burst_share=0.2),),
     injections=(Injection(fault="lost", subject="a100-0003", after_us=47 * MINUTE_US),),
 )
+SHARED = replace(ROUGH, shares=SharesConfig(of_single_gpu_jobs=0.8), injections=())
+"""The same with what a world may have beyond the usual."""
+WORLDS = {"rough": ROUGH, "shared": SHARED}
 HOURS = 6
 
 
+@pytest.fixture(params=sorted(WORLDS))
+def run(request: pytest.FixtureRequest) -> Run:
+    return played(request.param)
+
+
 @cache
-def run() -> tuple[list[Reward], dict[int, Books]]:
+def played(name: str) -> Run:
     """Return the rewards of a busy, breaking fleet, and the twin's books at every tick."""
-    fleet = FleetSimulation(ROUGH, traces=None, workload="generator:bursty")
+    fleet = FleetSimulation(WORLDS[name], traces=None, workload="generator:bursty")
     (twin,) = (one for one in fleet.simulation.components if isinstance(one, TwinFleet))
     books: dict[int, Books] = {}
 
@@ -41,30 +57,30 @@ def run() -> tuple[list[Reward], dict[int, Books]]:
     return [r.message for r in rewards if isinstance(r.message, Reward)], books
 
 
-def pools() -> list[str]:
-    return sorted({reward.pool for reward in run()[0]})
+def pools(run: Run) -> list[str]:
+    return sorted({reward.pool for reward in run[0]})
 
 
-def test_every_component_moves_in_this_world() -> None:
-    rewards, _ = run()
+def test_every_component_moves_in_this_world(run: Run) -> None:
+    rewards, _ = run
     sums = {name: sum(reward.components[name] for reward in rewards) for name in COMPONENTS}
     assert sums["revenue"] > 0
     assert all(sums[name] < 0 for name in COMPONENTS if name != "revenue"), sums
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_rewards_of_each_pool_add_up_to_the_twins_own_books(name: str) -> None:
-    rewards, books = run()
-    for pool in pools():
+def test_rewards_of_each_pool_add_up_to_the_twins_own_books(name: str, run: Run) -> None:
+    rewards, books = run
+    for pool in pools(run):
         mine = [reward for reward in rewards if reward.pool == pool]
         first, last = mine[0].start_us, mine[-1].end_us
         earned = sum(reward.components[name] for reward in mine)
         assert earned == books[last][pool][name] - books[first][pool][name], pool
 
 
-def test_every_single_window_agrees_with_the_books() -> None:
-    rewards, books = run()
-    assert len(rewards) > HOURS * 55 * len(pools())
+def test_every_single_window_agrees_with_the_books(run: Run) -> None:
+    rewards, books = run
+    assert len(rewards) > HOURS * 55 * len(pools(run))
     for reward in rewards:
         before, after = books[reward.start_us][reward.pool], books[reward.end_us][reward.pool]
         for name in COMPONENTS:
@@ -73,9 +89,9 @@ def test_every_single_window_agrees_with_the_books() -> None:
                 assert reward.components[name] == after[name] - before[name], (reward, name)
 
 
-def test_windows_of_a_pool_lie_end_to_end_and_are_whole() -> None:
-    rewards, _ = run()
-    for pool in pools():
+def test_windows_of_a_pool_lie_end_to_end_and_are_whole(run: Run) -> None:
+    rewards, _ = run
+    for pool in pools(run):
         mine = [reward for reward in rewards if reward.pool == pool]
         assert all(a.end_us == b.start_us for a, b in pairwise(mine))
         assert not any(reward.censored for reward in mine)

@@ -136,7 +136,31 @@ def test_partials_tell_what_runs_and_what_arrived_of_each_class() -> None:
     expected = [("eval", 0, 0, 1, 2), ("train", 1, 8, 2, 16)]
     for known in (shard, restored(shard)):
         (pool,) = jobs.partials(known, "local", "jobs/0", T0)
-        assert [msgspec.structs.astuple(one) for one in pool.classes] == expected
+        assert [msgspec.structs.astuple(one)[:5] for one in pool.classes] == expected
+        assert not any(one.running_milli or one.arrived_milli for one in pool.classes)
+
+
+def test_parts_of_gpus_are_summed_apart_and_come_back_from_rows() -> None:
+    shard, part = JobShard(), {"gpus": 1, "gpu_milli": 400}
+    absorb(
+        shard,
+        event("submitted", 1, job="a", **part),
+        event("started", 2, job="a", **part),
+        event("submitted", 3, job="b", **part),
+        event("submitted", 4, job="c"),
+    )
+    for known in (shard, restored(shard)):
+        (pool,) = jobs.partials(known, "local", "jobs/0", T0)
+        assert (pool.gpus_allocated, pool.allocated_milli) == (0, 400)
+        assert (pool.arrived_gpus, pool.arrived_milli) == (8, 800)
+        assert [(queue.gpus, queue.milli) for queue in pool.queues] == [(8, 400)]
+        (one,) = pool.classes
+        assert (one.running_gpus, one.running_milli) == (0, 400)
+        assert (one.arrived_gpus, one.arrived_milli) == (8, 800)
+    absorb(shard, event("finished", 5, job="a", **part))
+    (pool,) = jobs.partials(shard, "local", "jobs/0", T0)
+    assert (pool.gpus_allocated, pool.allocated_milli) == (0, 0)
+    assert state(shard, "a").gpu_milli == 400
 
 
 def test_ended_jobs_leave_after_an_hour_and_their_late_events_stay_out() -> None:

@@ -105,6 +105,14 @@ def test_a_running_job_earns_its_gpus_times_its_price() -> None:
     assert books.until(60) == {"revenue": 6.0}
 
 
+def test_a_job_that_shares_a_device_earns_its_part_of_the_price() -> None:
+    part = {"gpus": 1, "gpu_milli": 250}
+    books = Books().job("submitted", 0, **part).job("started", 25, **part)
+    books.job("preempted", 55, gpu_us_lost=2 * MINUTE_US, **part)
+    assert books.until(55) == {"revenue": 0.25, "waiting_penalty": -0.083333}
+    assert books.until(56) == {"disruption_penalty": pytest.approx(-2 * 2 / 60, abs=1e-6)}
+
+
 def test_what_happens_at_a_boundary_belongs_to_the_window_that_begins_there() -> None:
     books = Books().job("started", 0).job("failed", 10, gpu_us_lost=HOUR_US)
     assert books.until(10) == {"revenue": 2.0}

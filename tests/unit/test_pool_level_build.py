@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from gpuloop.twin.config import Injection, TwinConfig
+from gpuloop.schemas.units import HOUR_US
+from gpuloop.twin.config import Injection, SharesConfig, TwinConfig
 from gpuloop.twin.pool_level.build import build_pool_worlds
+from gpuloop.twin.workload import JobSpec
 
 USUAL = TwinConfig(gpu_sample_every_us=0, progress_every_us=0)
 LOSS = Injection(fault="lost", subject="h100-o000", after_us=0)
@@ -16,6 +18,7 @@ TWICE = (USUAL.services[0], replace(USUAL.services[0], name="code"))
     ("config", "said"),
     [
         (replace(USUAL, placement="affinity"), "placed by affinity; this level knows binpack only"),
+        (replace(USUAL, shares=SharesConfig()), "jobs share GPUs; this level knows whole GPUs"),
         (replace(USUAL, injections=(LOSS,)), "none that is called for: lost of h100-o000"),
         (replace(USUAL, services=TWICE), "l4 serves more than one service; this level knows one"),
     ],
@@ -44,3 +47,23 @@ def test_requests_from_outside_come_to_the_pool_that_serves_for_as_long_as_they_
 def test_requests_for_longer_than_worlds_live_are_refused() -> None:
     with pytest.raises(ValueError, match="62 minutes of requests for 61"):
         build_pool_worlds([USUAL], hours=1, traces=None, workload="generator", requests=np.ones(62))
+
+
+class Part:
+    """A workload of one job that asks for a part of a GPU."""
+
+    name = "part"
+    start_us = USUAL.start_us
+
+    def arrivals(self, hour: int) -> tuple[JobSpec, ...]:
+        spec = JobSpec(self.start_us, "j", 1, HOUR_US, "t", 500)
+        return (spec,) if hour == self.start_us // HOUR_US else ()
+
+    def running_at(self, at_us: int) -> tuple[JobSpec, ...]:
+        return ()
+
+
+def test_trace_whose_jobs_share_gpus_is_refused() -> None:
+    config = replace(USUAL, arrival_share=1.0)
+    with pytest.raises(ValueError, match="j asks for a part of a GPU"):
+        build_pool_worlds([config], hours=1, traces=None, workload=Part())

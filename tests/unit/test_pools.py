@@ -112,6 +112,26 @@ def test_classes_add_up_over_shards_and_past_the_limit_share_one() -> None:
     assert sum(one.running_jobs for one in many.classes) == 100
 
 
+def test_parts_of_gpus_become_gpus_only_when_all_shards_are_together() -> None:
+    def half(shard: str) -> Partial:
+        queue = QueueState(
+            job_class="a", jobs=1, gpus=2, oldest_submitted_us=T, submitted_sum_us=T, milli=500
+        )
+        one = ClassState(
+            job_class="a", running_jobs=1, running_gpus=0, arrived_jobs=1, arrived_gpus=0,
+            running_milli=500, arrived_milli=500,
+        )  # fmt: skip
+        return partial(
+            shard, gpus_allocated=3, allocated_milli=500, arrived_gpus=4, arrived_milli=250,
+            queues=(queue,), classes=(one,),
+        )  # fmt: skip
+
+    state = merged(half("jobs/0"), half("jobs/1"))
+    assert (state.gpus_allocated, state.arrived_gpus) == (7, 9)
+    assert [(queue.gpus, queue.milli) for queue in state.queues] == [(5, 0)]
+    assert [(one.running_gpus, one.arrived_gpus) for one in state.classes] == [(1, 1)]
+
+
 def test_a_long_queue_can_still_be_read_and_its_waiting_is_exact() -> None:
     now, shards = 1_760_000_000_000_000, [JobShard(), JobShard()]
     for number in range(9_000):

@@ -19,6 +19,7 @@ from gpuloop.twin.capacity import COLD_START_SECONDS, MARKS, cold_start_us
 from gpuloop.twin.config import PoolConfig, ServiceConfig, TwinConfig
 from gpuloop.twin.demand import choose_pool, job_class, patience_us, profile, reservation_price
 from gpuloop.twin.draws import hash64, normal, uniform
+from gpuloop.twin.fit import WHOLE_GPU
 from gpuloop.twin.hardware import SERVICE_ACTIVITY
 from gpuloop.twin.market import Market, build_market
 from gpuloop.twin.pool_level.arrays import SPARE_NODES, Rules, Specs
@@ -53,7 +54,8 @@ def build_pool_worlds(
 
     Raises:
         ValueError: the workload does not exist, or a world has what this level does not know:
-            a placement other than binpack, faults that are called for, two services of one pool.
+            a placement other than binpack, jobs that share GPUs, faults that are called for, two
+            services of one pool.
             Or the requests are for longer than the worlds live.
         SlotsFull: more jobs run when a world begins than there are slots.
 
@@ -81,6 +83,8 @@ def _refuse_what_is_unknown(config: TwinConfig) -> None:
     """Raise ValueError where a world asks for what would silently not happen at this level."""
     if config.placement != "binpack":
         raise ValueError(f"jobs are placed by {config.placement}; this level knows binpack only")
+    if config.shares is not None:
+        raise ValueError("jobs share GPUs; this level knows whole GPUs only")
     if config.injections:
         faults = ", ".join(f"{one.fault} of {one.subject}" for one in config.injections)
         raise ValueError(
@@ -151,6 +155,8 @@ def _numbers(
     config: TwinConfig, pool: PoolConfig, spec: JobSpec, tenant: int, quote: float
 ) -> Numbers:
     """Return a job as the row of `Specs` it becomes, but for what becomes of it."""
+    if spec.gpu_milli != WHOLE_GPU:
+        raise ValueError(f"{spec.job} asks for a part of a GPU; this level knows whole GPUs only")
     kind, seed = job_class(spec), config.seed
     segment, model = config.segments[kind], machines.GPU_MODELS[pool.gpu_model]
     activity = machines.activity(profile(seed, spec.job).utilisation)

@@ -8,8 +8,10 @@ the first anew. The page, its plots and the last line, one JSON object, come fro
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import optuna
@@ -17,16 +19,23 @@ import optuna
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.controlling import report, tuning
-from benchmarks.controlling.apart import play_apart
-from benchmarks.controlling.bounds import bound, worlds_of
+from benchmarks.controlling.apart import play_apart, say
+from benchmarks.controlling.bounds import bounds_apart
 from benchmarks.controlling.classes import CLASSES
 from benchmarks.controlling.entrants import POLICY, RULE, Cast, Field, untuned
-from benchmarks.controlling.evaluate import Plan, philly
+from benchmarks.controlling.evaluate import Plan, philly, reclaimed
 from benchmarks.controlling.frontier import Runs
 from benchmarks.controlling.gather import Measure, cells_of, gather
 from benchmarks.controlling.hour import play_hour
 from benchmarks.controlling.play import Played, Stage
-from benchmarks.controlling.results import ClassResult, Outcome, Results, outcome, write_json
+from benchmarks.controlling.results import (
+    ClassResult,
+    Outcome,
+    Results,
+    Variant,
+    outcome,
+    write_json,
+)
 from benchmarks.controlling.splits import TUNE, Split, split
 from benchmarks.options import add_traces
 from msgspec.structs import replace
@@ -36,6 +45,10 @@ from gpuloop.twin.config import TwinConfig
 
 SEED = 0
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+VARIED: Final = "bursty"
+RECLAIMS: Final = (0.25, 4.0)
+"""How often spot nodes are taken back is an assumption: results are shown over this range."""
+PEERS: Final = (RULE, "hpa", POLICY)
 GENERATED = Split(known=False, train=None, tune=None, bounds=None, test=(), llm=None)
 """What there is without a folder of traces."""
 
@@ -62,7 +75,9 @@ def main() -> int:
     cast = Cast(parts=parts, config=config, traces=chosen.traces)
     whole, everyone = cast.plan(), cast.field()
     played = play_apart(cast)
-    results = results_of(whole, everyone, played, bounded=not chosen.quick)
+    results = results_of(whole, everyone, played, bounding=None if chosen.quick else cast)
+    if not chosen.quick:
+        results = replace(results, variants=variants(cast, results))
     if parts.llm is not None and chosen.traces is not None:
         served = play_hour(chosen.traces, config, everyone.usual, whole.stage.rule)
         results = replace(results, hour=served)
@@ -75,20 +90,20 @@ def main() -> int:
     return 0
 
 
-def results_of(whole: Plan, everyone: Field, played: Played, *, bounded: bool) -> Results:
-    """Return how everyone did on each class, beside the clairvoyant bound where it is wanted."""
-    worlds = worlds_of(whole) if bounded else None
+def results_of(
+    whole: Plan, everyone: Field, played: Played, *, bounding: Cast | None = None
+) -> Results:
+    """Return how everyone did on each class, beside the bound of what was cast where it is."""
+    chosen = {load: cells_of(load, whole.classes) for load in CLASSES}
+    batches = {load: runs(everyone, played, chosen[load], whole, "batch") for load in CLASSES}
+    found = {load: batch for load, batch in batches.items() if batch}
+    if bounding is not None:
+        rules = {load: next(one for one in found[load] if one.name == RULE) for load in found}
+        for load, least in bounds_apart(bounding, rules, everyone.tuned[RULE]).items():
+            found[load] += [] if least is None else [least]
     classes = []
-    for load in CLASSES:
-        cells = cells_of(load, whole.classes)
-        batch = runs(everyone, played, cells, whole, "batch")
-        if not batch:
-            continue
-        if worlds is not None:
-            rule = next(one for one in batch if one.name == RULE)
-            least = bound(whole, worlds, load, rule, everyone.tuned[RULE], say)
-            batch += [] if least is None else [least]
-        service = runs(everyone, played, cells, whole, "service")
+    for load, batch in found.items():
+        service = runs(everyone, played, chosen[load], whole, "service")
         differing = [played.differing[place] for place in everyone.places[POLICY]]
         usual = everyone.settings[POLICY].index(everyone.tuned[POLICY])
         classes.append(
@@ -102,6 +117,24 @@ def results_of(whole: Plan, everyone: Field, played: Played, *, bounded: bool) -
             )
         )
     return Results(notes=notes(whole, everyone), classes=tuple(classes))
+
+
+def variants(cast: Cast, usual: Results) -> tuple[Variant, ...]:
+    """Return what the comparisons come to where spot nodes are taken back more or less often.
+
+    On the days of the class that learned policies are for, without the bound.
+    """
+    found = {1.0: tuple(one for one in usual.classes if one.load == VARIED)}
+    for factor in RECLAIMS:
+        say(f"spot reclaims at {factor:g} times the default", RECLAIMS.index(factor) / 2)
+        other = dataclasses.replace(
+            cast, config=reclaimed(cast.config, factor), names=PEERS, load=VARIED
+        )
+        found[factor] = results_of(other.plan(), other.field(), play_apart(other)).classes
+    return tuple(
+        Variant(assumption=f"spot reclaims at {factor:g} times the default", classes=found[factor])
+        for factor in sorted(found)
+    )
 
 
 def runs(
@@ -156,11 +189,6 @@ def retune(parts: Split, config: TwinConfig, traces: Path | None) -> None:
         given = untuned(name, parts, one, traces)
         kept[name] = tuning.tune(name, stage, given=given, seed=SEED, tell=say)
     tuning.store(kept)
-
-
-def say(what: str, share: float) -> None:
-    """Tell on stderr how far a long piece of work has come."""
-    print(f"{share:4.0%} {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -34,14 +34,24 @@ def play_apart(cast: Cast, *, processes: int = PROCESSES) -> Played:
     """
     if processes == 1:
         return _share(cast, 0, 1)
-    with ProcessPoolExecutor(
+    with workers(processes) as executor:
+        shares = [executor.submit(_share, cast, share, processes) for share in range(processes)]
+        return _joined([one.result() for one in shares])
+
+
+def workers(processes: int) -> ProcessPoolExecutor:
+    """Return processes that end with this one, whatever ends it."""
+    return ProcessPoolExecutor(
         processes,
         mp_context=get_context("spawn"),
         initializer=end_with,
         initargs=(os.getpid(),),
-    ) as executor:
-        shares = [executor.submit(_share, cast, share, processes) for share in range(processes)]
-        return _joined([one.result() for one in shares])
+    )
+
+
+def say(what: str, share: float) -> None:
+    """Tell on stderr how far a long piece of work has come."""
+    print(f"{share:4.0%} {what}", file=sys.stderr, flush=True)
 
 
 def _share(cast: Cast, share: int, processes: int) -> Played:
@@ -51,8 +61,7 @@ def _share(cast: Cast, share: int, processes: int) -> Played:
 
     def tell(day: int) -> None:
         if share == 0:
-            took = f"day {day} of {stage.days}, {monotonic() - began:.0f} s"
-            print(f"{day / stage.days:4.0%} {took}", file=sys.stderr, flush=True)
+            say(f"day {day} of {stage.days}, {monotonic() - began:.0f} s", day / stage.days)
 
     return play(stage, entrants[share::processes], tell)
 

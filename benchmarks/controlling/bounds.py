@@ -5,12 +5,14 @@ together; no pool pays with its service for another's. The programme knows whole
 of its cost belongs to which day, for the bootstrap, is read off the nodes it pays for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
+from benchmarks.controlling.apart import PROCESSES, say, workers
 from benchmarks.controlling.clairvoyant import Clairvoyant, Frontier, pooled
 from benchmarks.controlling.classes import LoadClass
+from benchmarks.controlling.entrants import Cast
 from benchmarks.controlling.evaluate import Plan
 from benchmarks.controlling.frontier import Runs
 from benchmarks.controlling.gather import cells_of
@@ -25,6 +27,27 @@ SOLVED: Final = (0.25, 0.5, 1.0, 2.0)
 """Violation rates of a pool at which the bound is solved, over the tuned rule's in that pool."""
 RATES: Final = (0.0, *SOLVED, 4.0)
 """Those at which it is told. Beyond what was solved tangents bound it, as cost is convex."""
+
+
+def bounds_apart(
+    cast: Cast, rules: Mapping[LoadClass, Runs], tuned: float, *, processes: int = PROCESSES
+) -> dict[LoadClass, Runs | None]:
+    """Return the bound of each class, several at once; `rules` are the rule's runs on each.
+
+    The processes end with this one.
+    """
+    if processes == 1:
+        return {load: _bound(cast, load, rule, tuned) for load, rule in rules.items()}
+    with workers(processes) as executor:
+        found = {
+            load: executor.submit(_bound, cast, load, rule, tuned) for load, rule in rules.items()
+        }
+        return {load: one.result() for load, one in found.items()}
+
+
+def _bound(cast: Cast, load: LoadClass, rule: Runs, tuned: float) -> Runs | None:
+    plan = cast.plan()
+    return bound(plan, worlds_of(plan), load, rule, tuned, say)
 
 
 def worlds_of(plan: Plan) -> PoolWorlds:

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 from benchmarks.controlling import tuning
-from benchmarks.controlling.evaluate import Plan, plan, scheduled
+from benchmarks.controlling.classes import LoadClass
+from benchmarks.controlling.evaluate import Plan, only, plan, scheduled
 from benchmarks.controlling.play import Entrant, Residual, Stage
 from benchmarks.controlling.splits import TRAIN, Split
 
@@ -46,12 +47,16 @@ class Field:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cast:
-    """Makes the worlds of a folder's scored days, and everyone or those of some names in them."""
+    """Makes the worlds of a folder's scored days, and everyone or those of some names in them.
+
+    Where a class is named only the worlds that have days of it are made.
+    """
 
     parts: Split
     config: TwinConfig
     traces: Path | None
     names: tuple[str, ...] = EVERYONE
+    load: LoadClass | None = None
 
     def __call__(self) -> tuple[Stage, tuple[Entrant, ...]]:
         """Return the same in whichever process this is called."""
@@ -59,7 +64,8 @@ class Cast:
 
     def plan(self) -> Plan:
         """Return the worlds, and which class each pool's day is of."""
-        return plan(self.parts, self.config, traces=self.traces, rule=rule_of(tuning.load()))
+        whole = plan(self.parts, self.config, traces=self.traces, rule=rule_of(tuning.load()))
+        return whole if self.load is None else only(whole, self.load)
 
     def field(self) -> Field:
         """Return who plays."""

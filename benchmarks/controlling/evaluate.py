@@ -6,6 +6,7 @@ the rule to let a hundred jobs wait, generated weeks stand in for all of them an
 synthetic. How many days that takes is a number by class, fixed on seeds that are not scored.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,40 @@ def plan(split: Split, config: TwinConfig, *, traces: Path | None, rule: RuleCon
             for _ in one.pools
         ),
         synthetic=frozenset(lacking),
+    )
+
+
+def only(plan: Plan, load: LoadClass) -> Plan:
+    """Return the worlds of a plan that have days of a class; no other class is scored in them."""
+    pools = len(plan.pools) // len(plan.stage.configs)
+    kept = [
+        world
+        for world in range(len(plan.stage.configs))
+        if any(load in row for row in plan.classes[world * pools : (world + 1) * pools])
+    ]
+    rows = [world * pools + pool for world in kept for pool in range(pools)]
+    stage = dataclasses.replace(
+        plan.stage,
+        configs=[plan.stage.configs[world] for world in kept],
+        workloads=[plan.stage.workloads[world] for world in kept],
+    )
+    classes = [tuple(one if one == load else None for one in plan.classes[row]) for row in rows]
+    return Plan(
+        stage=stage,
+        classes=tuple(classes),
+        dates=tuple(plan.dates[row] for row in rows),
+        synthetic=plan.synthetic & {load},
+    )
+
+
+def reclaimed(config: TwinConfig, factor: float) -> TwinConfig:
+    """Return a fleet whose spot nodes are taken back so many times as often."""
+    return replace(
+        config,
+        pools=tuple(
+            replace(pool, spot_reclaims_per_node_hour=factor * pool.spot_reclaims_per_node_hour)
+            for pool in config.pools
+        ),
     )
 
 

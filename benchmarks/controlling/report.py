@@ -122,10 +122,15 @@ def _aims(classes: tuple[ClassResult, ...]) -> Iterator[str]:
 
 
 def _variants(variants: tuple[Variant, ...]) -> Iterator[str]:
-    yield from _headed("assumption", "class", *HEADS)
+    """Tell how the policy and HPA compare with the rule, each under the same assumption."""
+    yield from _headed("assumption", "class", "controller", "events", *HEADS[:2])
     for variant in variants:
         for one in variant.classes:
-            yield _line(variant.assumption, _named(one), *_shown(one.batch.compared))
+            for controller in one.batch.controllers:
+                compared = controller.compared
+                if compared is not None and controller.name in (one.batch.policy, "hpa"):
+                    told = (controller.name, str(compared.events), *_shown(compared)[:2])
+                    yield _line(variant.assumption, _named(one), *told)
 
 
 def _hour(hour: tuple[Hour, ...]) -> Iterator[str]:

@@ -200,10 +200,16 @@ def ratios(compared: Compared) -> Json:
 
 def as_json(results: Results) -> Json:
     """Return what the last line of the benchmark says: one object by class."""
-    return {one.load: _class_json(one) for one in results.classes}
+    return {one.load: _class_json(one, results.variants) for one in results.classes}
 
 
-def _class_json(one: ClassResult) -> Json:
+def _class_json(one: ClassResult, variants: Sequence[Variant]) -> Json:
+    varied = {
+        variant.assumption: ratios(other.batch.compared)
+        for variant in variants
+        for other in variant.classes
+        if other.load == one.load
+    }
     return {
         **ratios(one.batch.compared),
         "alpha": one.alpha,
@@ -213,6 +219,7 @@ def _class_json(one: ClassResult) -> Json:
         "pools": one.batch.pools,
         "synthetic": one.synthetic,
         "raw": _raw(one.batch),
+        "variants": varied,
         "service": None if one.service is None else _service_json(one.service),
     }
 

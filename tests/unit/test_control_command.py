@@ -76,7 +76,7 @@ def week() -> Plan:
 
 
 def test_each_class_that_has_days_is_compared_and_told_in_one_line():
-    found = control.results_of(week(), everyone(), lived(cheaper=0.9), bounded=False)
+    found = control.results_of(week(), everyone(), lived(cheaper=0.9))
     told = json.loads(write_json(found))
     assert set(told) == {"bursty", "steady"}
     bursty = told["bursty"]

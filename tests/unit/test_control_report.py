@@ -10,6 +10,7 @@ import pytest
 from benchmarks.controlling.classes import LoadClass
 from benchmarks.controlling.comparing import Compared, Incomparable, Ratio
 from benchmarks.controlling.frontier import Runs
+from benchmarks.controlling.hour import Hour
 from benchmarks.controlling.report import markdown, shown, verdict, write
 from benchmarks.controlling.results import (
     ClassResult,
@@ -150,7 +151,8 @@ def test_page_marks_generated_classes_and_names_every_controller() -> None:
     variant = Variant(assumption="elasticity of -2", classes=(result(),))
     page = markdown(results(result("cyclical", synthetic=True), variants=(variant,)))
     assert "| cyclical (synthetic) | batch | 3 |" in page
-    assert "| elasticity of -2 | bursty |" in page
+    for name in ("td3", "hpa"):
+        assert f"| elasticity of -2 | bursty | {name} | 300 |" in page
     for name in ("**td3**", "rule", "hpa", "clairvoyant"):
         assert f"\n| {name} |" in page
     assert "\n- Three days.\n- One seed.\n\n## " in page
@@ -164,6 +166,21 @@ def test_page_tells_each_pool_apart() -> None:
     assert rule.startswith("| rule | 3 | 150 of 15000 (1.00%) | 200 | 150 of 15000 (1.00%) | 100 |")
     (bound,) = [row for row in rows if row.startswith("| clairvoyant |")]
     assert "| 0.00% to 16.00% | 33 to 133 | 0.00% to 16.00% | 17 to 67 |" in bound
+
+
+def test_variants_are_told_beside_their_class() -> None:
+    variant = Variant(assumption="elasticity of -2", classes=(result(),))
+    told = json.loads(write_json(results(result("bursty"), result("flash"), variants=(variant,))))
+    varied = told["bursty"]["variants"]["elasticity of -2"]
+    assert varied["cost_at_equal_service_vs_rule"]["value"] == pytest.approx(0.9)
+    assert told["flash"]["variants"] == {}
+
+
+def test_hour_of_requests_is_told_by_minutes() -> None:
+    hour = Hour(name="rule", setting=0.0, minutes=464, violated=29, usd_per_hour=31.4)
+    page = markdown(results(hour=(hour,)))
+    assert "| rule | 0 | 29 of 464 | 6.25% | 31 |" in page
+    assert "language model" not in markdown(results())
 
 
 def test_tables_have_as_many_cells_in_each_row() -> None:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from benchmarks.controlling.bounds import CLAIRVOYANT, RATES, bound, worlds_of
+from benchmarks.controlling.bounds import CLAIRVOYANT, RATES, bound, bounds_apart, worlds_of
 from benchmarks.controlling.evaluate import Plan
 from benchmarks.controlling.frontier import Runs
 from benchmarks.controlling.gather import cells_of, gather
@@ -18,8 +18,19 @@ from gpuloop.twin.workload import DAY_US, Generator
 FIRST_US = 20_000 * DAY_US
 
 
+class Small:
+    """Makes the worlds of this test in whichever process it is asked."""
+
+    def plan(self) -> Plan:
+        return worlds_plan()
+
+
 @pytest.fixture(scope="module")
 def plan() -> Plan:
+    return worlds_plan()
+
+
+def worlds_plan() -> Plan:
     config = TwinConfig(seed=3)
     small = replace(
         config, start_us=FIRST_US, pools=config.pools[1:2], services=(), arrival_share=0.4
@@ -108,3 +119,12 @@ def test_each_pool_is_bound_at_its_own_rate(plan, rule):
     assert costs[:, 1] == pytest.approx(costs[0, 1])
     assert costs[0, 1] > 0.0
     assert costs[0, 0] > costs[-1, 0]
+
+
+def test_classes_bound_side_by_side_come_to_the_same(plan, rule):
+    rules = {"bursty": rule}
+    (apart, alone) = (bounds_apart(Small(), rules, 0.0, processes=n)["bursty"] for n in (2, 1))
+    assert apart is not None
+    np.testing.assert_array_equal(apart.cost_usd, alone.cost_usd)
+    told = bound(plan, worlds_of(plan), "bursty", rule, 0.0, lambda *_: None)
+    np.testing.assert_array_equal(apart.cost_usd, told.cost_usd)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from benchmarks import control
 from benchmarks.controlling import report, tuning
-from benchmarks.controlling.entrants import POLICY, RULE, Field, field_of, untuned
+from benchmarks.controlling.entrants import POLICY, RULE, Cast, Field, field_of, untuned
 from benchmarks.controlling.evaluate import Plan
 from benchmarks.controlling.play import Played, Stage
 from benchmarks.controlling.results import write_json
@@ -89,6 +89,38 @@ def test_each_class_that_has_days_is_compared_and_told_in_one_line():
     assert told["steady"]["service"] is None, "the pool that serves had no steady day"
     page = report.markdown(found)
     assert "worlds of 4 days" in page
+
+
+def test_variants_are_played_by_the_rule_hpa_and_the_policy_on_bursty_days_alone(monkeypatch):
+    usual = control.results_of(week(), everyone(), lived(cheaper=0.9))
+    casts = []
+
+    def played(cast):
+        casts.append(cast)
+        rows, entrants = len(cast.plan().classes), len(cast.field().entrants)
+        score = Score(
+            cost_usd=np.full((rows, 7), 1.0),
+            judged=np.full((rows, 7), 100),
+            violated=np.full((rows, 7), 10),
+            minutes=np.zeros((rows, 7)),
+            minutes_violated=np.zeros((rows, 7)),
+        )
+        return Played(
+            scores=(score,) * entrants,
+            earned_usd=(np.zeros(rows),) * entrants,
+            differing=(0.0,) * entrants,
+        )
+
+    monkeypatch.setattr(control, "play_apart", played)
+    found = control.variants(Cast(parts=NEW, config=TwinConfig(), traces=None), usual)
+    assert [one.assumption.split()[3] for one in found] == ["0.25", "1", "4"]
+    assert found[1].classes == tuple(one for one in usual.classes if one.load == "bursty")
+    for variant in found:
+        assert [one.load for one in variant.classes] == ["bursty"]
+    assert {one.name for one in found[0].classes[0].batch.controllers} == {RULE, "hpa", POLICY}
+    spot = TwinConfig().pools[1].spot_reclaims_per_node_hour
+    rates = [cast.config.pools[1].spot_reclaims_per_node_hour for cast in casts]
+    assert rates == [0.25 * spot, 4.0 * spot]
 
 
 def test_everyone_is_entered_at_all_settings_and_the_policy_at_what_it_earned():

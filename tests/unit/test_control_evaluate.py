@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from benchmarks.controlling import evaluate
 from benchmarks.controlling.classes import CLASSES
-from benchmarks.controlling.evaluate import SYNTHETIC_DAYS, bounded, demanded, plan, scheduled
+from benchmarks.controlling.evaluate import (
+    SYNTHETIC_DAYS,
+    Plan,
+    bounded,
+    demanded,
+    only,
+    plan,
+    reclaimed,
+    scheduled,
+)
 from benchmarks.controlling.play import Entrant, Residual, Stage, play
 from benchmarks.controlling.splits import Span, Split, split
 from msgspec.structs import replace
@@ -126,6 +135,41 @@ def test_real_days_are_scored_where_there_are_enough_of_their_class(
     ]
     assert dates
     assert all(date.startswith("bursty ") is not real for date in dates)
+
+
+def test_worlds_without_a_day_of_a_class_are_left_out_and_other_classes_are_not_scored():
+    """Three worlds of two pools; the second has no flash day."""
+    config = TwinConfig()
+    config = replace(config, pools=config.pools[:2])
+    whole = Plan(
+        stage=Stage(
+            configs=[replace(config, seed=seed) for seed in range(3)],
+            workloads=[Generator("flash", seed, FIRST_US) for seed in range(3)],
+            traces=None,
+            days=2,
+        ),
+        classes=(
+            ("bursty", "flash"), (None, "bursty"),
+            ("bursty", "bursty"), (None, None),
+            ("steady", "steady"), ("flash", "flash"),
+        ),
+        dates=tuple((f"{row} one", f"{row} two") for row in range(6)),
+        synthetic=frozenset({"steady", "flash"}),
+    )  # fmt: skip
+    some = only(whole, "flash")
+    assert [one.seed for one in some.stage.configs] == [0, 2]
+    assert list(some.stage.workloads) == [whole.stage.workloads[0], whole.stage.workloads[2]]
+    assert some.classes == ((None, "flash"), (None, None), (None, None), ("flash", "flash"))
+    assert [row[0] for row in some.dates] == ["0 one", "1 one", "4 one", "5 one"]
+    assert some.synthetic == {"flash"}
+
+
+def test_spot_nodes_are_taken_back_as_often_as_assumed_in_every_pool_and_nothing_else_changes():
+    usual, often = TwinConfig(), reclaimed(TwinConfig(), 4.0)
+    for one, other in zip(usual.pools, often.pools, strict=True):
+        rate = one.spot_reclaims_per_node_hour
+        assert other == replace(one, spot_reclaims_per_node_hour=4.0 * rate)
+    assert replace(often, pools=usual.pools) == usual
 
 
 def test_a_folder_without_jobs_is_only_generated():

@@ -57,12 +57,16 @@ def absorb_tenant(shard: TenantShard, event: TenantEvent) -> DropReason | None:
 
 
 def _count_answer(shard: TenantShard, event: TenantEvent) -> None:
+    """Count an answer; a job that its tenant's quota refuses says nothing about the quote."""
+    if event.kind == "refused":
+        shard.refused[event.pool] = shard.refused.get(event.pool, 0) + 1
+        if event.reason:
+            return
     segments = shard.answers.setdefault(event.pool, {})
     known = event.segment in segments or len(segments) < MAX_SEGMENTS - 1
     answers = segments.setdefault(event.segment if known else OTHER_CLASSES, Answers())
     quote = event.quote_usd_micros_per_gpu_hour
     if event.kind == "refused":
-        shard.refused[event.pool] = shard.refused.get(event.pool, 0) + 1
         answers.refused += 1
         answers.refused_sum = min(answers.refused_sum + quote, INT64_MAX)
     else:

@@ -126,6 +126,18 @@ class SharesConfig(_Part, frozen=True, kw_only=True):
                      Meta(min_length=1)] = OPENB_SHARES  # fmt: skip
 
 
+class TenantConfig(_Part, frozen=True, kw_only=True):
+    """What one tenant may have: `gpus` at once by pool, `usd_per_day` over all of them.
+
+    Where nothing is said there is no limit. Jobs of a higher `priority` queue before others.
+    """
+
+    name: Name
+    priority: int = 0
+    gpus: dict[Name, Count] = {}
+    usd_per_day: Positive | None = None
+
+
 class Injection(_Part, frozen=True, kw_only=True):
     """A fault that happens whatever the draws say; `subject` is a node, or a rack for `link`."""
 
@@ -191,7 +203,8 @@ class TwinConfig(_Part, frozen=True, kw_only=True):
     2025 falls three hours into a run. A cadence of 0 emits nothing. `placement` is how jobs that
     need part of a node find one: `affinity` looks for their tenant's warm nodes, `fragmentation`
     expects jobs like those that the pool now runs and queues. `shares` lets jobs ask for parts of a
-    GPU; without it only those do whose trace says so.
+    GPU; without it only those do whose trace says so. Tenants that are not among `tenants` have no
+    limits and priority 0.
     """
 
     fleet: Name = "local"
@@ -218,6 +231,7 @@ class TwinConfig(_Part, frozen=True, kw_only=True):
     migration_pause_us: Count = 60 * SECOND_US
     migration_failure_share: Ratio = 0.02
     shares: SharesConfig | None = None
+    tenants: tuple[TenantConfig, ...] = ()
 
     def pool(self, name: str) -> PoolConfig | None:
         """Return a pool by name."""

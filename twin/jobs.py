@@ -30,6 +30,7 @@ from gpuloop.twin.places import Places, find, rooms_of, with_own_room
 from gpuloop.twin.sharing import asked_milli, gpu_us, holding, hourly, leave
 from gpuloop.twin.state import Job, Kind, Node
 from gpuloop.twin.telemetry import Telemetry
+from gpuloop.twin.tenancy import Tenancy
 from gpuloop.twin.workload import JobSpec
 
 HEAD_PATIENCE_US: Final = 30 * MINUTE_US
@@ -49,6 +50,7 @@ class Jobs:
         self._hardware = hardware
         self._inference = inference
         self._telemetry = telemetry
+        self._tenancy = Tenancy(engine)
 
     def offer(self, spec: JobSpec) -> None:
         """Quote a price to a job that arrives; it is queued if its tenant accepts."""
@@ -57,6 +59,10 @@ class Jobs:
         pool = engine.pool(job.pool)
         segment = engine.config.segments[job.job_class]
         engine.state.counters.arrived += 1
+        if never := self._tenancy.never(job):
+            engine.state.counters.denied += 1
+            self._telemetry.tenant(job, "refused", job.price, reason=never)
+            return
         jobs, last_us = pool.records.get(job.tenant, (0, 0))
         loyalty = engine.pools[job.pool].loyalty_ratio
         job.price = round(told_quote(pool.quote, loyalty, jobs, last_us, engine.now_us))
@@ -65,22 +71,42 @@ class Jobs:
             self._telemetry.tenant(job, "refused", job.price)
             return
         pool.records[job.tenant] = (accepted_jobs(jobs, last_us, engine.now_us), engine.now_us)
-        self._telemetry.tenant(job, "accepted", job.price)
-        self._queue_new(job)
-        self.schedule(job.pool)
+        not_now = self._tenancy.behind(job) or self._tenancy.not_now(job)
+        self._telemetry.tenant(job, "accepted", job.price, reason=not_now)
+        if not_now:
+            self._hold_back(job)
+        else:
+            self._queue_new(job)
+            self.schedule(job.pool)
         self._lose_patience(job)
 
     def resume_all(self, specs: tuple[JobSpec, ...]) -> None:
         """Place the jobs that run when a world begins, widest first; the rest are queued."""
         for spec in sorted(specs, key=lambda s: (-s.gpus, s.submitted_us, s.job)):
             job = self._admit(spec)
+            if self._tenancy.not_now(job):
+                self._hold_back(job)
+                self._lose_patience(job)
+                continue
             nodes = find(self._engine, job, rooms_of(self._engine, job.pool))
             if nodes is None:
                 self._queue_new(job)
                 self._lose_patience(job)
             else:
                 self._engine.state.jobs[job.id] = job
+                self._tenancy.admit(job)
                 self._start(job, nodes)
+
+    def release(self, tenant: str = "") -> None:
+        """Queue the jobs that quotas and budgets allow now, of one tenant or of all."""
+        pools = set()
+        for job in self._tenancy.released(tenant):
+            waited = (self._engine.now_us - job.submitted_us) // SECOND_US
+            job.submitted_us = self._engine.now_us
+            self._queue_new(job, f"held back by quota or budget for {waited} s")
+            pools.add(job.pool)
+        for pool in sorted(pools):
+            self.schedule(pool)
 
     def schedule(self, pool: str) -> None:
         """Start whatever of a pool's services and queue fits now."""
@@ -130,7 +156,7 @@ class Jobs:
             return
         job.done_us = job.work_us
         nodes = self._vacate(job)
-        engine.forget(job)
+        self._forget(job)
         failed = uniform(engine.config.seed, "fails", name) < engine.config.job_failure_share
         if failed:
             engine.state.counters.failed += 1
@@ -139,6 +165,7 @@ class Jobs:
             engine.state.counters.finished += 1
             self._telemetry.job(job, "finished")
         self._refresh(nodes)
+        self.release(job.tenant)
         self.schedule(job.pool)
 
     def interrupt(self, job: Job, reason: str, *, avoid: tuple[str, ...] = ()) -> None:
@@ -151,7 +178,7 @@ class Jobs:
         nodes = self._vacate(job)
         job.avoid = list(avoid)
         if job.attempt >= MAX_ATTEMPTS:
-            engine.forget(job)
+            self._forget(job)
             engine.state.counters.failed += 1
             self._telemetry.job(job, "failed", lost_gpu_us=lost, reason=f"gave up: {reason}")
         else:
@@ -167,11 +194,17 @@ class Jobs:
         job = engine.state.jobs.get(name)
         if job is None or job.running or job.attempt > 0:
             return
-        engine.pool(job.pool).queue.remove(name)
-        self._leave_queue(job)
-        engine.forget(job)
+        pool, patience = engine.pool(job.pool), "waited too long"
         engine.state.counters.cancelled += 1
-        self._telemetry.job(job, "cancelled", reason="waited too long")
+        if name in pool.held_back:
+            pool.held_back.remove(name)
+            engine.forget(job)
+            self._telemetry.tenant(job, "cancelled", job.price, reason=patience)
+            return
+        pool.queue.remove(name)
+        self._leave_queue(job)
+        self._forget(job)
+        self._telemetry.job(job, "cancelled", reason=patience)
         self._telemetry.tenant(job, "cancelled", job.price)
 
     def grace_over(self, name: str, token: int) -> None:
@@ -191,6 +224,8 @@ class Jobs:
 
         """
         engine, config = self._engine, self._engine.config
+        if pool != job.pool and (not_now := self._tenancy.not_now(job, pool)):
+            raise Refused("no_capacity", not_now)
         rooms = [room for room in rooms_of(self._engine, pool) if room.node not in avoid]
         rooms = with_own_room(self._engine, job, pool, avoid, rooms)
         nodes = find(self._engine, job, rooms)
@@ -205,6 +240,7 @@ class Jobs:
             job.done_us = job.saved_us
         left = self._vacate(job)
         source = job.pool
+        self._tenancy.move(job, pool)
         job.pool, job.generation = pool, job.generation + 1
         engine.state.books.book(pool, "disruption_penalty", lost * job.price)
         job.saved_us, job.saved_at_us = job.done_us, engine.now_us
@@ -244,10 +280,20 @@ class Jobs:
             gpu_milli=asked_milli(engine.config.seed, spec, engine.config.shares),
         )
 
-    def _queue_new(self, job: Job) -> None:
+    def _queue_new(self, job: Job, reason: str = "") -> None:
         self._engine.state.jobs[job.id] = job
-        self._telemetry.job(job, "submitted")
+        self._tenancy.admit(job)
+        self._telemetry.job(job, "submitted", reason=reason)
         self._enqueue(job)
+
+    def _hold_back(self, job: Job) -> None:
+        """Keep a job out of sight until its tenant may have it."""
+        self._engine.state.jobs[job.id] = job
+        self._engine.pool(job.pool).held_back.append(job.id)
+
+    def _forget(self, job: Job) -> None:
+        self._tenancy.leave(job)
+        self._engine.forget(job)
 
     def _lose_patience(self, job: Job) -> None:
         """Set the timer at which a job that has to wait is cancelled."""
@@ -262,9 +308,7 @@ class Jobs:
         job.running, job.queued_us = False, engine.now_us
         job.run_token += 1
         jobs = engine.state.jobs
-        insort(
-            engine.pool(job.pool).queue, job.id, key=lambda name: (jobs[name].submitted_us, name)
-        )
+        insort(engine.pool(job.pool).queue, job.id, key=lambda name: self._tenancy.rank(jobs[name]))
         engine.at(engine.now_us + WAITING_GRACE_US, Kind.JOB_GRACE_OVER, job.id, job.run_token)
 
     def _leave_queue(self, job: Job) -> None:
@@ -305,6 +349,7 @@ class Jobs:
         self._pace(job)
         self._refresh([engine.state.nodes[name] for name in job.nodes])
         engine.state.books.change(job.pool, "revenue", hourly(job), engine.now_us)
+        self._tenancy.runs(job, 1)
         self._next_beat(job)
 
     def _vacate(self, job: Job) -> list[Node]:
@@ -321,6 +366,7 @@ class Jobs:
         job.run_token += 1
         job.finish_token += 1
         engine.state.books.change(job.pool, "revenue", -hourly(job), engine.now_us)
+        self._tenancy.runs(job, -1)
         return left
 
     def _settle(self, job: Job) -> None:

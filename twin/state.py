@@ -113,7 +113,10 @@ class Node(msgspec.Struct, array_like=True, kw_only=True):
 
 
 class Pool(msgspec.Struct, kw_only=True):
-    """A pool's desired state, prices, queue (job ids in order of submission) and its tenants."""
+    """A pool's desired state, prices, queue (job ids, first to go first) and its tenants.
+
+    `held_back` are jobs that quota or budget does not allow now.
+    """
 
     on_demand_nodes: int
     spot_nodes: int
@@ -126,6 +129,7 @@ class Pool(msgspec.Struct, kw_only=True):
     queue: list[str] = []
     records: dict[str, tuple[int, int]] = {}
     """By tenant: quotes accepted, and when the last was."""
+    held_back: list[str] = []
 
 
 class Service(msgspec.Struct, kw_only=True):
@@ -135,6 +139,21 @@ class Service(msgspec.Struct, kw_only=True):
     wanted: int = 0
     backlog: float = 0.0
     utilisation: float = 0.0
+
+
+class TenantAccount(msgspec.Struct, kw_only=True):
+    """What a limited tenant holds and spends.
+
+    `milli` are thousandths of GPUs of its admitted jobs by pool, `hourly` what these cost an hour
+    and `rate` those of them that run, in USD micros. `spent` since midnight is true at `since_us`,
+    in USD micros times microseconds per hour.
+    """
+
+    milli: dict[str, int] = {}
+    hourly: int = 0
+    rate: int = 0
+    spent: int = 0
+    since_us: int
 
 
 class Counters(msgspec.Struct, kw_only=True):
@@ -151,6 +170,7 @@ class Counters(msgspec.Struct, kw_only=True):
     reclaimed: int = 0
     faults: int = 0
     wait_us: int = 0
+    denied: int = 0
 
 
 class WorldState(State):
@@ -168,3 +188,4 @@ class WorldState(State):
     seqs: dict[str, int]
     books: Books
     counters: Counters
+    tenants: dict[str, TenantAccount] = {}

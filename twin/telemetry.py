@@ -80,9 +80,16 @@ class Telemetry:
         engine.emit("telemetry.jobs", job.id, message, "jobs", seq)
 
     def tenant(
-        self, job: Job, kind: Literal["accepted", "refused", "cancelled"], quote: int
+        self,
+        job: Job,
+        kind: Literal["accepted", "refused", "cancelled"],
+        quote: int,
+        reason: str = "",
     ) -> None:
-        """Report what a tenant said to a quote, or that it gave up waiting."""
+        """Report what a tenant said to a quote, or that it gave up waiting.
+
+        A `reason` says that quota or budget refuses the job or holds it back.
+        """
         engine = self._engine
         seq = engine.next_seq("tenants")
         message = TenantEvent(
@@ -98,6 +105,7 @@ class Telemetry:
             gpus=job.gpus,
             quote_usd_micros_per_gpu_hour=quote,
             gpu_milli=job.gpu_milli,
+            reason=reason,
         )
         engine.emit("telemetry.tenants", job.tenant, message, "tenants", seq)
 

@@ -346,6 +346,7 @@ class World:
         self._inference.close_minute()
         for pool in sorted({service.pool for service in engine.services.values()}):
             self._jobs.schedule(pool)
+        self._jobs.release()
         self._measure_power()
         engine.changed.update(engine.pools)
         engine.at(self.now_us + MINUTE_US, Kind.MINUTE)

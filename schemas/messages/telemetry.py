@@ -270,7 +270,11 @@ class ResourceSample(Message, frozen=True, kw_only=True):
 
 
 class TenantEvent(Message, frozen=True, kw_only=True):
-    """A tenant saw a quote, the one it was told, and accepted or refused it, or cancelled work."""
+    """A tenant saw a quote, the one it was told, and accepted or refused it, or cancelled work.
+
+    With a `reason` the job was refused for its tenant's quota whatever the quote, or was accepted
+    and is held back by quota or budget: it becomes demand when it is submitted.
+    """
 
     TYPE: ClassVar[str] = "telemetry.tenants"
 
@@ -285,6 +289,7 @@ class TenantEvent(Message, frozen=True, kw_only=True):
     gpus: Count
     quote_usd_micros_per_gpu_hour: Price
     gpu_milli: GpuMilli = 1000
+    reason: Text = ""
 
 
 class ClockAnchor(Message, frozen=True, kw_only=True):

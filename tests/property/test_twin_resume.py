@@ -11,7 +11,7 @@ from gpuloop.schemas.component import Output, load, save
 from gpuloop.schemas.fleet import Refused
 from gpuloop.schemas.messages.actions import MigrateTo, PriceTo, ScaleTo
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
-from gpuloop.twin.config import SharesConfig, TwinConfig
+from gpuloop.twin.config import SharesConfig, TenantConfig, TwinConfig
 from gpuloop.twin.sharing import SHARED
 from gpuloop.twin.state import RENTED, WorldState
 from gpuloop.twin.world import World, build_world
@@ -31,7 +31,14 @@ POOLS = ("h100", "a100", "l4")
 
 
 USUAL = TwinConfig(gpu_sample_every_us=5 * MINUTE_US, fault_rate_factor=300.0)
-RICH = replace(USUAL, shares=SharesConfig(of_single_gpu_jobs=0.8))
+RICH = replace(
+    USUAL,
+    shares=SharesConfig(of_single_gpu_jobs=0.8),
+    tenants=(
+        TenantConfig(name="6214e9", gpus={"h100": 24, "a100": 12, "l4": 6}, usd_per_day=2_000.0),
+        TenantConfig(name="11cb48", gpus={"l4": 3}, priority=1),
+    ),
+)
 """Everything that a world may have beyond the usual."""
 
 
@@ -79,7 +86,11 @@ def check(world: World) -> None:
             if slot and slot != SHARED:
                 assert node.phase in RENTED, "only a working node runs something"
                 slots.setdefault(slot, []).append(node.id)
-    queued = [name for pool in state.pools.values() for name in pool.queue]
+    queued = [name for pool in state.pools.values() for name in (*pool.queue, *pool.held_back)]
+    for tenant in world.config.tenants:
+        for pool, quota in tenant.gpus.items():
+            mine = [j for j in state.jobs.values() if (j.tenant, j.pool) == (tenant.name, pool)]
+            assert sum(j.gpus * j.gpu_milli for j in mine if j.running) <= quota * 1000
     assert len(queued) == len(set(queued)), "a job waits in one queue, once"
     for name, job in state.jobs.items():
         assert job.running != (name in queued), "a job either runs or waits"

@@ -17,6 +17,7 @@ from gpuloop.twin.config import (
     Injection,
     ServiceConfig,
     SharesConfig,
+    TenantConfig,
     TwinConfig,
 )
 
@@ -29,9 +30,13 @@ ROUGH = TwinConfig(
     services=(ServiceConfig(name="chat", pool="l4", requests_per_second=60.0, burst_share=0.2),),
     injections=(Injection(fault="lost", subject="a100-0003", after_us=47 * MINUTE_US),),
 )
-SHARED = replace(ROUGH, shares=SharesConfig(of_single_gpu_jobs=0.8), injections=())
+RICH = replace(
+    ROUGH,
+    shares=SharesConfig(of_single_gpu_jobs=0.8),
+    tenants=(TenantConfig(name="6214e9", gpus={"a100": 16, "l4": 16}, usd_per_day=5_000.0),),
+)
 """The same with what a world may have beyond the usual."""
-WORLDS = {"rough": ROUGH, "shared": SHARED}
+WORLDS = {"rough": ROUGH, "rich": RICH}
 HOURS = 6
 
 

@@ -33,3 +33,4 @@ def test_example_configures_every_part_that_the_page_describes() -> None:
 def test_example_lives_and_its_jobs_share_gpus() -> None:
     world = lived(4)
     assert any(node.shares for node in world.state.nodes.values())
+    assert set(world.state.tenants) == {"6214e9", "11cb48"}

@@ -4,52 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from asked_world import START, job, world_of
 from gpuloop.schemas.messages import GpuSample, JobEvent, ResourceSample
 from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
-from gpuloop.twin.config import SharesConfig, TwinConfig
+from gpuloop.twin.config import SharesConfig
 from gpuloop.twin.placement import Manner, Room, place, place_part
 from gpuloop.twin.sharing import SHARED, asked_milli, free_milli, hourly, take_part
 from gpuloop.twin.state import Node
 from gpuloop.twin.workload import OPENB_ZERO_US, PODS, JobSpec, build_workload
-from gpuloop.twin.world import World, build_world
+from gpuloop.twin.world import World
 
-START = TwinConfig().start_us
-CALM = TwinConfig(fault_rate_factor=0.0, gpu_sample_every_us=10 * MINUTE_US, services=())
 BINPACK = Manner("spot")
-
-
-class Asked:
-    """Jobs of one's own, all at the start."""
-
-    name = "asked"
-    start_us = START
-
-    def __init__(self, *jobs: JobSpec) -> None:
-        self._jobs = jobs
-
-    def arrivals(self, hour: int) -> tuple[JobSpec, ...]:
-        return self._jobs if hour == START // HOUR_US else ()
-
-    def running_at(self, at_us: int) -> tuple[JobSpec, ...]:
-        return ()
-
-
-def job(name: str, milli: int, seconds: int = 3_000) -> JobSpec:
-    return JobSpec(START, name, 1, seconds * SECOND_US, "ann", milli)
-
-
-def world_of(*jobs: JobSpec) -> World:
-    """Return a world whose tenants accept any price, on pool l4 alone."""
-    pools = tuple(pool for pool in CALM.pools if pool.name == "l4")
-    segments = {
-        kind: type(segment)(median=1_000.0, sigma=0.1, patience_us=24 * HOUR_US)
-        for kind, segment in CALM.segments.items()
-    }
-    config = type(CALM)(
-        fault_rate_factor=0.0, gpu_sample_every_us=10 * MINUTE_US, services=(), pools=pools,
-        segments=segments, arrival_share=1.0, job_failure_share=0.0,
-    )  # fmt: skip
-    return build_world(config, None, Asked(*jobs))
 
 
 def shared(world: World) -> list[Node]:
@@ -66,11 +31,11 @@ def test_two_halves_share_one_device_and_a_third_opens_another() -> None:
 
 
 def test_a_part_goes_beside_whole_jobs_and_never_onto_their_devices() -> None:
-    world = world_of(job("w", 1000), job("p", 500))
+    world = world_of(job("a", 1000), job("b", 500))
     world.advance(START + MINUTE_US)
     (node,) = shared(world)
-    assert node.slots[:2] == ["w", SHARED]
-    assert node.shares == {1: {"p": 500}}
+    assert node.slots[:2] == ["a", SHARED]
+    assert node.shares == {1: {"b": 500}}
 
 
 def test_shared_devices_are_free_again_when_their_jobs_end() -> None:

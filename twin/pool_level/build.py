@@ -54,9 +54,8 @@ def build_pool_worlds(
 
     Raises:
         ValueError: the workload does not exist, or a world has what this level does not know:
-            a placement other than binpack, jobs that share GPUs, faults that are called for, two
-            services of one pool.
-            Or the requests are for longer than the worlds live.
+            a placement other than binpack, jobs that share GPUs, limited tenants, faults that are
+            called for, two services of one pool. Or the requests last longer than the worlds.
         SlotsFull: more jobs run when a world begins than there are slots.
 
     """
@@ -85,6 +84,8 @@ def _refuse_what_is_unknown(config: TwinConfig) -> None:
         raise ValueError(f"jobs are placed by {config.placement}; this level knows binpack only")
     if config.shares is not None:
         raise ValueError("jobs share GPUs; this level knows whole GPUs only")
+    if config.tenants:
+        raise ValueError("tenants have limits or priorities; this level knows neither")
     if config.injections:
         faults = ", ".join(f"{one.fault} of {one.subject}" for one in config.injections)
         raise ValueError(

@@ -90,14 +90,14 @@ def test_a_budget_holds_back_until_the_day_ends() -> None:
 
 
 def test_a_new_day_begins_with_nothing_spent() -> None:
-    """Twenty hours' worth are gone; two GPUs for what is left of the next day fit after noon."""
+    """One GPU spends all of it; eight fit into what is left of the next day from nine o'clock."""
     price = world_of().state.pools["l4"].quote / USD_MICROS
-    tenant = TenantConfig(name="ann", usd_per_day=24.5 * price)
-    late = job("b", seconds=3_600, gpus=2, after_s=20 * 3_600 + 1_800)
-    world = world_of(job("a", seconds=20 * 3_600), late, tenants=(tenant,))
-    world.advance(START + 35 * HOUR_US)
+    tenant = TenantConfig(name="ann", usd_per_day=24.0 * price)
+    late = job("b", seconds=3_600, gpus=8, after_s=20 * 3_600)
+    world = world_of(job("a", seconds=86_040), late, tenants=(tenant,))
+    world.advance(START + 44 * HOUR_US)
     assert world.state.pools["l4"].held_back == ["b"]
-    world.advance(START + 36 * HOUR_US)
+    world.advance(START + 45 * HOUR_US)
     assert running(world) == {"b"}
 
 

@@ -23,7 +23,7 @@ from benchmarks.controlling.apart import play_apart, say
 from benchmarks.controlling.bounds import bounds_apart
 from benchmarks.controlling.classes import CLASSES
 from benchmarks.controlling.entrants import POLICY, RULE, Cast, Field, untuned
-from benchmarks.controlling.evaluate import Plan, philly, reclaimed
+from benchmarks.controlling.evaluate import SYNTHETIC_DAYS, Plan, philly, reclaimed
 from benchmarks.controlling.frontier import Runs
 from benchmarks.controlling.gather import Measure, cells_of, gather
 from benchmarks.controlling.hour import play_hour
@@ -165,6 +165,11 @@ def notes(whole: Plan, everyone: Field) -> tuple[str, ...]:
     config = whole.stage.configs[0]
     gpus = sum(pool.nodes_max * pool.gpus_per_node for pool in config.pools)
     worlds = len(whole.stage.configs)
+    lacking = [load for load in CLASSES if load in whole.synthetic]
+    generated = (
+        f"Of {', '.join(lacking)} loads there are too few real days for a hundred jobs to wait too "
+        f"long; {SYNTHETIC_DAYS} generated days of each stand in for them.",
+    )
     return (
         f"{worlds} worlds of {whole.stage.days} days each; a fleet of at most {gpus} GPUs in "
         f"{len(config.pools)} pools with {config.arrival_share:.0%} of the trace's jobs; on "
@@ -172,6 +177,7 @@ def notes(whole: Plan, everyone: Field) -> tuple[str, ...]:
         f"{len(everyone.entrants)} entrants met the same jobs, prices and luck; every decision "
         "comes up to 50 s after its tick, and every other one knows the capacity of the tick "
         "before.",
+        *(generated if lacking else ()),
     )
 
 

@@ -1,5 +1,6 @@
 """The control benchmark's command: from what was lived through to page and last line."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import control
-from benchmarks.controlling import report, tuning
+from benchmarks.controlling import evaluate, report, tuning
 from benchmarks.controlling.entrants import POLICY, RULE, Cast, Field, field_of, untuned
 from benchmarks.controlling.evaluate import Plan
 from benchmarks.controlling.play import Played, Stage
@@ -89,6 +90,12 @@ def test_each_class_that_has_days_is_compared_and_told_in_one_line():
     assert told["steady"]["service"] is None, "the pool that serves had no steady day"
     page = report.markdown(found)
     assert "worlds of 4 days" in page
+    assert "generated days" not in page
+
+
+def test_page_says_which_classes_were_generated():
+    made = dataclasses.replace(week(), synthetic=frozenset({"flash", "steady"}))
+    assert any("Of steady, flash loads" in note for note in control.notes(made, everyone()))
 
 
 def test_variants_are_played_by_the_rule_hpa_and_the_policy_on_bursty_days_alone(monkeypatch):
@@ -112,6 +119,7 @@ def test_variants_are_played_by_the_rule_hpa_and_the_policy_on_bursty_days_alone
         )
 
     monkeypatch.setattr(control, "play_apart", played)
+    monkeypatch.setattr(evaluate, "SYNTHETIC_DAYS", 7)
     found = control.variants(Cast(parts=NEW, config=TwinConfig(), traces=None), usual)
     assert [one.assumption.split()[3] for one in found] == ["0.25", "1", "4"]
     assert found[1].classes == tuple(one for one in usual.classes if one.load == "bursty")

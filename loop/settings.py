@@ -74,6 +74,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(gt=0, le=MAX_SPEED),
         _about("seconds of fleet time per second of wall time, up to 600, twin only"),
     ] = 60.0
+    pricing: Annotated[Literal["rule", "learned"], _about("whose price wish the decider takes")] = (
+        "rule"
+    )
     seed: Annotated[Count, _about("root of all random draws")] = 0
     postgres_dsn: Annotated[str, _about("PostgreSQL or TimescaleDB; empty: none")] = ""
     postgres_password_file: Annotated[

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpuloop.reasoning.actor import Actor
 from gpuloop.reasoning.rule import RuleConfig, demand_gpus, grow_target, release_target
-from gpuloop.schemas.messages.decisions import Influence
+from gpuloop.schemas.messages.decisions import Influence, PriceNote
 from gpuloop.schemas.policy import FEATURE_NAMES, ON_DEMAND, SPOT, Floats, PoolBatch
 
 MAX_INFLUENCES: Final = 5
@@ -55,11 +55,21 @@ def demand_words(batch: PoolBatch, row: int) -> str:
     return ", ".join(words)
 
 
-def price_words(batch: PoolBatch, row: int) -> str:
-    """Return the figures a price wish rests on."""
+def price_words(batch: PoolBatch, row: int, note: PriceNote | None = None) -> str:
+    """Return the figures a price wish rests on; `note` says what is known of demand, if it is."""
     capacity = float(batch.nodes_max[row] * batch.gpus_per_node[row])
     load = float(demand_gpus(batch)[row]) / max(1.0, capacity)
-    return f"market {batch.market_price[row]:.4f} USD, demand {load:.0%} of what can be rented"
+    seen = f"market {batch.market_price[row]:.4f} USD, demand {load:.0%} of what can be rented"
+    if note is None:
+        return seen
+    words = [seen, f"towards {note.target_usd:.4f}", f"marginal cost {note.cost_usd:.4f}"]
+    words += [
+        f"elasticity of {one.segment} {one.elasticity:.2f} ({one.low:.2f} to {one.high:.2f})"
+        for one in note.curves
+        if one.trusted
+    ]
+    words.append(f"{note.trusted_share:.0%} of demand known, {note.explored_log:+.1%} to learn")
+    return ", ".join(words)
 
 
 def rule_limits(batch: PoolBatch, row: int, config: RuleConfig) -> str:

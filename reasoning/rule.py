@@ -116,18 +116,30 @@ def spot_ideal_share(batch: PoolBatch, config: RuleConfig) -> Floats:
 
 
 def wanted_price(batch: PoolBatch, config: RuleConfig) -> Floats:
-    """Return the reference price, which follows the market, moved by the pool's own scarcity.
+    """Return the target price, approached by one bounded step per epoch."""
+    return price_step(
+        batch, target_price(batch, config), step=config.price_step, tolerance=config.price_tolerance
+    )
 
-    One bounded step per epoch.
-    """
-    present = batch.present[:, PRICE]
+
+def target_price(batch: PoolBatch, config: RuleConfig) -> Floats:
+    """Return the reference price, which follows the market, moved by the pool's own scarcity."""
     capacity = batch.nodes_max * batch.gpus_per_node
     load = demand_gpus(batch) / np.maximum(capacity, 1.0)
     tension = np.clip(config.scarcity * (load - config.usual_load), -0.5, 0.5)
-    target = batch.reference_price * (1.0 + tension)
-    step = config.price_step * present
-    moved = np.round(np.clip(target, present - step, present + step), 4)
-    acts = batch.price_epoch & (np.abs(target - present) > config.price_tolerance * present)
+    target: Floats = batch.reference_price * (1.0 + tension)
+    return target
+
+
+def price_step(batch: PoolBatch, target: Floats, *, step: float, tolerance: float) -> Floats:
+    """Return the price that goes to a target, (n,), by at most a relative `step` in an epoch.
+
+    It stays between epochs, where the target is not worth a new quote, and where it is not known.
+    """
+    present = batch.present[:, PRICE]
+    most = step * present
+    moved = np.round(np.clip(target, present - most, present + most), 4)
+    acts = batch.price_epoch & (np.abs(target - present) > tolerance * present)
     return np.where(acts, moved, present)
 
 

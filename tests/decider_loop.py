@@ -76,6 +76,7 @@ class Loop:
             trusted_keys=decider.trusted_keys,
             rule=decider.mind.rule,
             envelope=decider.mind.envelope,
+            pricing=decider.mind.pricing,
         )
 
     def answer(self, command: Command, status: str, reason: str = "ok", **changes: Any) -> None:

@@ -38,6 +38,7 @@ from gpuloop.loop.decide.state import (
     nodes_asked_about,
 )
 from gpuloop.loop.decide.suspects import Suspects, Suspicion, lapse, on_cause, on_fault
+from gpuloop.reasoning.pricing import PricingConfig
 from gpuloop.reasoning.rule import RuleConfig
 from gpuloop.schemas.component import Context, Event, Output, Received, Tick
 from gpuloop.schemas.horizon import SOURCE_AHEAD_US, STATE_AHEAD_US, refuse_ahead
@@ -96,10 +97,12 @@ class Decider:
         trusted_keys: Collection[str] = (),
         rule: RuleConfig | None = None,
         envelope: EnvelopeConfig | None = None,
+        pricing: PricingConfig | None = None,
     ) -> None:
         """Decide for `fleet`.
 
-        `trusted_keys` are the public keys (hex) whose policies may be loaded.
+        `trusted_keys` are the public keys (hex) whose policies may be loaded; prices are learned
+        where `pricing` says how, and otherwise the rule's.
         """
         self.state_type = DeciderState
         self.tick_every_us: TimeUs = CONTROL_TICK_US
@@ -109,6 +112,7 @@ class Decider:
             fleet=fleet,
             rule=rule or RuleConfig(),
             envelope=envelope or EnvelopeConfig(),
+            pricing=pricing,
         )
 
     def initial(self) -> DeciderState:

@@ -23,6 +23,7 @@ from gpuloop.actuators.envelope import (
     apply_envelope,
     migration_budget,
 )
+from gpuloop.loop.decide.demand import Priced, learn_demand, with_prices
 from gpuloop.loop.decide.governance import DECIDED, is_frozen, modes_of, obstacle
 from gpuloop.loop.decide.memory import PoolMemory, envelope_view
 from gpuloop.loop.decide.observation import anchor_price, observe_pools
@@ -31,13 +32,22 @@ from gpuloop.loop.decide.record import Scene, decide_record, reasons
 from gpuloop.loop.decide.release import Draft, draft, settle
 from gpuloop.loop.decide.state import DeciderState, movable_jobs, surroundings
 from gpuloop.loop.decide.suspects import Suspicion
+from gpuloop.reasoning.pricing import PricingConfig
 from gpuloop.reasoning.rule import RuleConfig
 from gpuloop.schemas.component import Context, Output
 from gpuloop.schemas.identity import decision_id, derived_event_id
 from gpuloop.schemas.messages import Command
 from gpuloop.schemas.messages.actions import Actuator, Mode, PriceTo, ScaleTo
 from gpuloop.schemas.messages.decisions import MAX_COMMANDS
-from gpuloop.schemas.policy import MIGRATION, ON_DEMAND, PRICE, SPOT, Floats, PoolBatch
+from gpuloop.schemas.policy import (
+    EPOCH_US,
+    MIGRATION,
+    ON_DEMAND,
+    PRICE,
+    SPOT,
+    Floats,
+    PoolBatch,
+)
 from gpuloop.schemas.units import USD_MICROS
 
 TIERS: Final[Mapping[Mode, int]] = {
@@ -56,6 +66,8 @@ class Mind:
     rule: RuleConfig = field(default_factory=RuleConfig)
     envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
     actors: Actors = field(default_factory=Actors)
+    pricing: PricingConfig | None = None
+    """How prices are learned; None leaves them to the rule."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +80,7 @@ class View:
     modes: Sequence[Mapping[Actuator, Mode]]
     envelope: EnvelopeState
     batch: PoolBatch
+    priced: Priced | None = None
 
 
 def deliberate(
@@ -90,10 +103,13 @@ def look(
     state: DeciderState,
     tick_us: int,
     ctx: Context,
-    names: Sequence[str] | None = None,
+    reflex_of: Sequence[str] | None = None,
 ) -> View:
-    """Return what is seen of these pools, or of all, in the order of their names."""
-    names = sorted(state.pools) if names is None else names
+    """Return what is seen of all pools, in the order of their names, or of those of a reflex.
+
+    At a price epoch what tenants said since the last one is learned from, once.
+    """
+    names = sorted(state.pools) if reflex_of is None else reflex_of
     memories = [state.pools[name] for name in names]
     around = surroundings(state, ctx.now_us)
     for memory in memories:
@@ -114,8 +130,19 @@ def look(
         rule=mind.rule,
         config=mind.envelope,
     )
+    priced = None
+    if mind.pricing is not None and reflex_of is None and tick_us % EPOCH_US == 0:
+        for memory in memories:
+            learn_demand(memory)
+        batch, priced = with_prices(batch, memories, mind.pricing, mind.rule)
     return View(
-        tick_us=tick_us, ctx=ctx, memories=memories, modes=modes, envelope=envelope, batch=batch
+        tick_us=tick_us,
+        ctx=ctx,
+        memories=memories,
+        modes=modes,
+        envelope=envelope,
+        batch=batch,
+        priced=priced,
     )
 
 
@@ -153,6 +180,7 @@ def _conclude(
         forecasts=state.forecasts,
         envelope_digest=mind.envelope.digest,
         rule=mind.rule,
+        priced=view.priced,
     )
     rows = range(len(batch.pools))
     drafts = [_drafts(mind, state, scene, row, view.envelope, ctx) for row in rows]

@@ -75,6 +75,15 @@ class Draw(msgspec.Struct, frozen=True, kw_only=True):
     log_probability: float
 
 
+class DemandMemory(State):
+    """How a pool's tenants answer price: a curve and the counts it has taken in, by segment."""
+
+    anchor_usd_micros: int
+    """The quote when learning began, which the curves' quotes are relative to."""
+    curves: dict[str, list[float]] = {}
+    counts: dict[str, list[float]] = {}
+
+
 class PoolMemory(State):
     """One pool: its last state and what decisions about it need of the past."""
 
@@ -95,6 +104,8 @@ class PoolMemory(State):
     last_reflex_us: int = 0
     closed_until_us: dict[str, int] = {}
     """Billing kinds that lately had no capacity."""
+    demand: DemandMemory | None = None
+    """None where prices are not learned."""
 
 
 def queued_gpus(pool: PoolState) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpuloop.actuators.envelope import Executed
+from gpuloop.loop.decide.demand import Priced
 from gpuloop.loop.decide.policies import Choice, as_action
 from gpuloop.loop.decide.release import Draft, Settled
 from gpuloop.reasoning.explain import (
@@ -18,7 +19,7 @@ from gpuloop.reasoning.explain import (
 from gpuloop.reasoning.rule import RuleConfig
 from gpuloop.schemas.messages import Decision, Forecast
 from gpuloop.schemas.messages.actions import Actuator, Mode
-from gpuloop.schemas.messages.decisions import Adjustment
+from gpuloop.schemas.messages.decisions import Adjustment, PriceNote
 from gpuloop.schemas.policy import (
     DIMENSIONS,
     FEATURE_NAMES,
@@ -61,6 +62,12 @@ class Scene:
     forecasts: Mapping[str, Forecast]
     envelope_digest: str
     rule: RuleConfig
+    priced: Priced | None = None
+
+    def price_note(self, row: int) -> PriceNote | None:
+        """Return what a pool's learned price rests on, None where the rule's is wished for."""
+        quote = float(self.batch.present[row, PRICE])
+        return self.priced.note(row, quote) if self.priced is not None else None
 
 
 def reasons(scene: Scene, row: int) -> dict[Actuator, str]:
@@ -70,7 +77,7 @@ def reasons(scene: Scene, row: int) -> dict[Actuator, str]:
     learned = f"; {by} asked for {joint[0]:+.2f}/{joint[1]:+.2f} steps" if any(joint[:2]) else ""
     return {
         "scaling": demand_words(scene.batch, row) + learned,
-        "pricing": price_words(scene.batch, row),
+        "pricing": price_words(scene.batch, row, scene.price_note(row)),
     }
 
 
@@ -125,6 +132,7 @@ def decide_record(scene: Scene, row: int, drafts: Sequence[Draft], settled: Sett
         shadow_actions=choice.shadows[row],
         summary="; ".join(summaries)[:4000] or f"{batch.pools[row]}: no change",
         why_not=_why_not(scene, row, adjustments),
+        pricing=scene.price_note(row),
     )
 
 

@@ -116,6 +116,11 @@ class PoolCourse:
         self._batch: PoolBatch | None = None
         self._guards: EnvelopeState | None = None
 
+    @property
+    def seen(self) -> Sight:
+        """Return what the last look saw, the newest of it, late or not."""
+        return self._newest
+
     def look(self) -> PoolBatch:
         """Return what the decisions of this tick see; the worlds go on until they are taken.
 

@@ -13,6 +13,7 @@ from gpuloop.loop.services.journaled import ProcessWatcher, run_component
 from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.fold import Executed
 from gpuloop.loop.shells.journal import Saved
+from gpuloop.reasoning.pricing import PricingConfig
 from gpuloop.schemas.codec import Record
 from gpuloop.schemas.units import MINUTE_US
 
@@ -28,6 +29,7 @@ def build(settings: Settings) -> Decider:
         settings.fleet,
         owner=f"decider/{settings.replica}",
         trusted_keys=settings.trusted_keys,
+        pricing=PricingConfig(seed=settings.seed) if settings.pricing == "learned" else None,
     )
 
 

@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from gpuloop.schemas.messages.actions import Actuator, Mode
 from gpuloop.schemas.messages.base import Message, Part
-from gpuloop.schemas.units import Count, Digest, Name, Ratio, Text, TimeUs
+from gpuloop.schemas.units import Count, Digest, Name, Positive, Ratio, Text, TimeUs
 
 MAX_FEATURES = 256
 MAX_ACTIONS = 16
@@ -46,6 +46,36 @@ class Influence(Part, frozen=True, kw_only=True):
 
     feature: Name
     effect: float
+
+
+class CurveNote(Part, frozen=True, kw_only=True):
+    """How one segment is believed to answer price: its elasticity with the 95 % interval.
+
+    `low` is the most elastic; a curve is `trusted` once it beats the segment's acceptance share.
+    """
+
+    segment: Name
+    elasticity: float
+    low: float
+    high: float
+    answers: Positive
+    trusted: bool
+
+
+class PriceNote(Part, frozen=True, kw_only=True):
+    """What a learned price rests on, US dollars per GPU-hour.
+
+    `target_usd` is where the price is on its way to, `best_usd` what trusted curves alone call for,
+    `cost_usd` what the next GPU-hour costs, `explored_log` by how much, as a logarithm, the target
+    is off so that something is learned.
+    """
+
+    target_usd: Positive
+    best_usd: Positive | None
+    cost_usd: Positive
+    trusted_share: Ratio
+    explored_log: float
+    curves: Annotated[tuple[CurveNote, ...], Meta(max_length=MAX_FEATURES)] = ()
 
 
 class Decision(Message, frozen=True, kw_only=True):
@@ -95,3 +125,4 @@ class Decision(Message, frozen=True, kw_only=True):
     shadow_actions: dict[str, Action] = {}
     summary: Text
     why_not: Text
+    pricing: PriceNote | None = None

@@ -12,7 +12,7 @@ PYTHON ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts sim faults bench bench-observe bench-placement bench-twin bench-calibration bench-control presubmit lock clean \
+.PHONY: help setup run test lint format types contracts sim faults bench bench-observe bench-placement bench-twin bench-calibration bench-control bench-pricing presubmit lock clean \
   test-compose
 
 help: ## Show the targets.
@@ -75,6 +75,9 @@ bench-placement: setup ## Measure placement beside the published openb study (QU
 
 bench-control: setup ## Compare the shipped policy with all baselines (QUICK=1: as it is; TRACES=FOLDER).
 	@$(BIN)/python benchmarks/control.py $(if $(QUICK),--quick) $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
+
+bench-pricing: setup ## Compare the learned price with fixed, market and rule (QUICK=1: a week; TRACES=FOLDER).
+	@$(BIN)/python benchmarks/pricing.py $(if $(QUICK),--quick) $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
 test-compose: setup ## Run the stack in containers and see it live, die and recover (ARGS="-k name").
 	@$(BIN)/python tests/compose/run.py $(ARGS)

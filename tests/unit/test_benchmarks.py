@@ -15,7 +15,7 @@ class Started(Exception):
 
 
 @pytest.mark.parametrize(
-    "name", ["calibration", "causes", "detectors", "placement", "rule", "twin"]
+    "name", ["calibration", "causes", "detectors", "placement", "pricing", "rule", "twin"]
 )
 def test_a_benchmark_takes_the_traces_that_the_environment_names(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -138,6 +138,23 @@ class TenantConfig(_Part, frozen=True, kw_only=True):
     usd_per_day: Positive | None = None
 
 
+class FacilityConfig(_Part, frozen=True, kw_only=True):
+    """Something that jobs share beside GPUs; no `pools` means all.
+
+    `capacity` is in bytes per second, for a database in operations per second, and `per_gpu` what a
+    job takes of it on average for each GPU at full speed: of storage for input and checkpoints, of
+    the network only where it spans racks. `latency_us` is that of an idle one.
+    """
+
+    name: Name
+    kind: Literal["storage", "network", "database"]
+    pools: tuple[Name, ...] = ()
+    capacity: Annotated[float, Meta(gt=0.0)]
+    per_gpu: Positive
+    latency_us: Count = 1_000
+    usd_micros_per_hour: Price = 0
+
+
 class Injection(_Part, frozen=True, kw_only=True):
     """A fault that happens whatever the draws say; `subject` is a node, or a rack for `link`."""
 
@@ -232,6 +249,7 @@ class TwinConfig(_Part, frozen=True, kw_only=True):
     migration_failure_share: Ratio = 0.02
     shares: SharesConfig | None = None
     tenants: tuple[TenantConfig, ...] = ()
+    facilities: tuple[FacilityConfig, ...] = ()
 
     def pool(self, name: str) -> PoolConfig | None:
         """Return a pool by name."""

@@ -6,6 +6,7 @@ when it is called. Caches here are functions of the state and are rebuilt by `bi
 
 import heapq
 from bisect import insort
+from collections.abc import Mapping
 from typing import Final
 
 from gpuloop.schemas.component import Output
@@ -20,6 +21,11 @@ from gpuloop.twin.workload import Workload
 
 WORLD_BOOT: Final = 1
 """A twin resumes its state with its events, so its own boot never changes."""
+
+
+FEW_TIMERS: Final = 1_000
+VOID_SHARE: Final = 8
+"""How many timers per job and node may stand before void ones are looked for."""
 
 
 class Engine:
@@ -39,6 +45,7 @@ class Engine:
         self.outputs: list[Output] = []
         self.changed: set[str] = set()
         self.emptied: set[str] = set()
+        self.crowded = False
         self.bind(state)
 
     def bind(self, state: WorldState) -> None:
@@ -57,6 +64,13 @@ class Engine:
     def at(self, time_us: int, kind: Kind, subject: str = "", token: int = 0) -> None:
         """Set a timer."""
         heapq.heappush(self.state.timers, (time_us, kind, subject, token))
+
+    def forget_timers(self, kind: Kind, tokens: Mapping[str, int]) -> None:
+        """Drop timers of a kind that their subjects' tokens have voided, once they are many."""
+        timers = self.state.timers
+        if len(timers) > FEW_TIMERS + VOID_SHARE * (len(tokens) + len(self.state.nodes)):
+            timers[:] = [t for t in timers if t[1] != kind or tokens.get(t[2]) == t[3]]
+            heapq.heapify(timers)
 
     def next_seq(self, source: str) -> int:
         """Return the next sequence number of a source of events."""

@@ -15,6 +15,7 @@ from gpuloop.twin.draws import hash64, lognormal, uniform
 from gpuloop.twin.engine import Engine
 from gpuloop.twin.hardware import Hardware
 from gpuloop.twin.jobs import Jobs
+from gpuloop.twin.pacing import Pacing
 from gpuloop.twin.sharing import holders
 from gpuloop.twin.state import RENTED, Kind, Node
 from gpuloop.twin.telemetry import Telemetry, corrected_errors
@@ -39,11 +40,12 @@ class Faults:
     """Faults of the nodes of a world."""
 
     def __init__(
-        self, engine: Engine, hardware: Hardware, jobs: Jobs, capacity: Capacity,
+        self, engine: Engine, hardware: Hardware, pacing: Pacing, jobs: Jobs, capacity: Capacity,
         telemetry: Telemetry,
     ) -> None:  # fmt: skip
         self._engine = engine
         self._hardware = hardware
+        self._pacing = pacing
         self._jobs = jobs
         self._capacity = capacity
         self._telemetry = telemetry
@@ -99,7 +101,7 @@ class Faults:
             node.ecc_gpu = -1
         if announced:
             self._telemetry.fault(node, "recovered", detail=f"{fault} fault is over")
-        self._jobs.health_changed(node)
+        self._pacing.health_changed(node)
 
     def throttle(self, name: str, token: int) -> None:
         """Let the driver lower a node's clocks: its hottest GPU has reached the limit."""
@@ -110,7 +112,7 @@ class Faults:
         node.throttled = True
         gpu = node.celsius.index(max(node.celsius))
         self._telemetry.fault(node, "thermal", gpu_index=gpu, detail="clocks are being lowered")
-        self._jobs.health_changed(node)
+        self._pacing.health_changed(node)
 
     def ecc_error(self, name: str, token: int) -> None:
         """Count an uncorrectable error of failing memory; some take the job down."""
@@ -139,13 +141,13 @@ class Faults:
             case "thermal" if node.cooling == 1.0:
                 self._hardware.settle(node)
                 node.cooling = 3.5 + 1.5 * uniform(*key)
-                self._jobs.health_changed(node)
+                self._pacing.health_changed(node)
             case "link" if node.link == 1.0 and engine.models[node.pool].nvlink_bytes_per_second:
                 node.link = 0.15 + 0.15 * uniform(*key)
                 self._telemetry.fault(
                     node, "xid", xid=XID_NVLINK, recovery_action=DRAIN_PEERS, detail="NVLink error"
                 )
-                self._jobs.health_changed(node)
+                self._pacing.health_changed(node)
             case "ecc" if node.ecc_gpu < 0:
                 node.ecc_gpu, node.ecc_since_us = self._gpu_at_fault(node), now
                 node.ecc_uncorrected[node.ecc_gpu] += 1
@@ -154,7 +156,7 @@ class Faults:
                     recovery_action=DRAIN_AND_RESET, detail="double-bit error",
                 )  # fmt: skip
                 self._next_ecc_error(node)
-                self._jobs.health_changed(node)
+                self._pacing.health_changed(node)
             case "lost":
                 engine.state.counters.faults += 1
                 self._telemetry.fault(

@@ -6,7 +6,6 @@ before the queue does, because their load cannot wait.
 """
 
 from bisect import insort
-from math import ceil
 from typing import Final
 
 from gpuloop.schemas.fleet import Refused
@@ -25,9 +24,10 @@ from gpuloop.twin.engine import Engine
 from gpuloop.twin.fit import WHOLE_GPU
 from gpuloop.twin.hardware import Hardware
 from gpuloop.twin.inference import Inference
+from gpuloop.twin.pacing import Pacing
 from gpuloop.twin.placement import held_for
 from gpuloop.twin.places import Places, find, rooms_of, with_own_room
-from gpuloop.twin.sharing import asked_milli, gpu_us, holding, hourly, leave
+from gpuloop.twin.sharing import asked_milli, gpu_us, hourly, leave
 from gpuloop.twin.state import Job, Kind, Node
 from gpuloop.twin.telemetry import Telemetry
 from gpuloop.twin.tenancy import Tenancy
@@ -44,10 +44,12 @@ class Jobs:
     """Every accepted job of a world, and the queues of its pools."""
 
     def __init__(
-        self, engine: Engine, hardware: Hardware, inference: Inference, telemetry: Telemetry
-    ) -> None:
+        self, engine: Engine, hardware: Hardware, pacing: Pacing, inference: Inference,
+        telemetry: Telemetry,
+    ) -> None:  # fmt: skip
         self._engine = engine
         self._hardware = hardware
+        self._pacing = pacing
         self._inference = inference
         self._telemetry = telemetry
         self._tenancy = Tenancy(engine)
@@ -140,7 +142,7 @@ class Jobs:
         job = engine.state.jobs.get(name)
         if job is None or not job.running or job.run_token != token:
             return
-        self._settle(job)
+        self._pacing.settle(job)
         if engine.config.progress_every_us:
             self._telemetry.job(job, "progress")
         if engine.now_us - job.saved_at_us >= engine.config.checkpoint_every_us:
@@ -164,14 +166,14 @@ class Jobs:
         else:
             engine.state.counters.finished += 1
             self._telemetry.job(job, "finished")
-        self._refresh(nodes)
+        self._pacing.refresh(nodes)
         self.release(job.tenant)
         self.schedule(job.pool)
 
     def interrupt(self, job: Job, reason: str, *, avoid: tuple[str, ...] = ()) -> None:
         """Throw a job back to its last checkpoint and into the queue, or give it up."""
         engine = self._engine
-        self._settle(job)
+        self._pacing.settle(job)
         lost = gpu_us(job, job.done_us - job.saved_us)
         job.done_us = job.saved_us
         engine.state.books.book(job.pool, "disruption_penalty", lost * job.price)
@@ -186,7 +188,7 @@ class Jobs:
             self._telemetry.job(job, "preempted", lost_gpu_us=lost, reason=reason)
             job.nodes = []
             self._enqueue(job)
-        self._refresh(nodes)
+        self._pacing.refresh(nodes)
 
     def give_up(self, name: str) -> None:
         """Cancel a job that has never been started and whose tenant's patience is over."""
@@ -232,7 +234,7 @@ class Jobs:
         if nodes is None:
             asked = f"{job.gpus} GPUs" if job.gpu_milli == WHOLE_GPU else "a part of a GPU"
             raise Refused("no_capacity", f"no room for {asked} in {pool} elsewhere")
-        self._settle(job)
+        self._pacing.settle(job)
         lost = gpu_us(job, config.migration_pause_us)
         keyed = (config.seed, "migration", job.id, job.generation)
         if uniform(*keyed) < config.migration_failure_share:
@@ -247,22 +249,8 @@ class Jobs:
         self._settle_in(job, nodes, pause_us=config.migration_pause_us)
         engine.state.counters.migrated += 1
         self._telemetry.job(job, "migrated", lost_gpu_us=lost, reason=f"from {source}")
-        self._refresh(left)
+        self._pacing.refresh(left)
         self.schedule(source)
-
-    def health_changed(self, node: Node) -> None:
-        """Let a node's jobs go at the speed it now allows, and every node they run on feel it."""
-        jobs = self._engine.state.jobs
-        touched = {node.id: node}
-        for name in holding(node):
-            if name not in jobs:
-                continue
-            job = jobs[name]
-            self._settle(job)
-            self._pace(job)
-            for other in job.nodes:
-                touched[other] = self._engine.state.nodes[other]
-        self._refresh([touched[name] for name in sorted(touched)])
 
     def _admit(self, spec: JobSpec) -> Job:
         engine = self._engine
@@ -334,7 +322,7 @@ class Jobs:
 
     def _settle_in(self, job: Job, nodes: Places, *, pause_us: int) -> None:
         engine = self._engine
-        job.running = True
+        job.running, job.granted = True, 1.0
         job.run_token += 1
         job.avoid = []
         job.nodes = sorted(name for name, _ in nodes)
@@ -346,9 +334,10 @@ class Jobs:
             else:
                 self._hardware.occupy(node, job.id, which)
             node.tenant = job.tenant
-        self._pace(job)
-        self._refresh([engine.state.nodes[name] for name in job.nodes])
+        self._pacing.pace(job)
+        self._pacing.refresh([engine.state.nodes[name] for name in job.nodes])
         engine.state.books.change(job.pool, "revenue", hourly(job), engine.now_us)
+        engine.crowded = True
         self._tenancy.runs(job, 1)
         self._next_beat(job)
 
@@ -366,27 +355,9 @@ class Jobs:
         job.run_token += 1
         job.finish_token += 1
         engine.state.books.change(job.pool, "revenue", -hourly(job), engine.now_us)
+        engine.crowded = True
         self._tenancy.runs(job, -1)
         return left
-
-    def _settle(self, job: Job) -> None:
-        """Bring a running job's work up to now; before its mark it is still starting."""
-        now = self._engine.now_us
-        if now > job.mark_us:
-            done = int((now - job.mark_us) * self._rate(job))
-            job.done_us = min(job.done_us + done, job.work_us)
-            job.mark_us = now
-
-    def _pace(self, job: Job) -> None:
-        """Take the speed of a job's nodes and set the timer of its end."""
-        job.health = self._hardware.speed(job)
-        job.finish_token += 1
-        left = ceil((job.work_us - job.done_us) / self._rate(job))
-        self._engine.at(job.mark_us + left, Kind.JOB_FINISH, job.id, job.finish_token)
-
-    def _rate(self, job: Job) -> float:
-        models = self._engine.models
-        return job.health * models[job.pool].speed / models[job.home].speed
 
     def _next_beat(self, job: Job) -> None:
         config = self._engine.config
@@ -394,7 +365,3 @@ class Jobs:
         if every:
             at_us = self._engine.now_us + every
             self._engine.at(at_us, Kind.JOB_BEAT, job.id, job.run_token)
-
-    def _refresh(self, nodes: list[Node]) -> None:
-        for node in nodes:
-            self._hardware.refresh(node)

@@ -47,7 +47,8 @@ class Job(msgspec.Struct, array_like=True, kw_only=True):
     """An accepted job until it ends.
 
     Work is measured in microseconds on healthy GPUs of the pool `home`; `done_us` is true at
-    `mark_us`, `saved_us` is what the last checkpoint holds. `health` is the share of full speed.
+    `mark_us`, `saved_us` is what the last checkpoint holds. `health` is the share of full speed,
+    `granted` what shared facilities leave of it.
     `gpu_milli` is how many thousandths of each of its GPUs it asks for.
     """
 
@@ -75,6 +76,7 @@ class Job(msgspec.Struct, array_like=True, kw_only=True):
     attempt: int = 0
     generation: int = 0
     gpu_milli: int = 1000
+    granted: float = 1.0
 
 
 class Node(msgspec.Struct, array_like=True, kw_only=True):

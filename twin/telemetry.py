@@ -28,6 +28,7 @@ from gpuloop.schemas.units import MINUTE_US, SECOND_US
 from gpuloop.twin.config import OFFER_VALID_US
 from gpuloop.twin.draws import Floats, hash64, uniform_grid
 from gpuloop.twin.engine import WORLD_BOOT, Engine
+from gpuloop.twin.facilities import Strain
 from gpuloop.twin.hardware import Hardware, Rows
 from gpuloop.twin.services import Window
 from gpuloop.twin.sharing import free_gpus, gpu_us
@@ -199,6 +200,25 @@ class Telemetry:
         books.flow(name, "capacity_cost", cost, now)
         energy = pool.power_watts * engine.config.energy_usd_micros_per_kwh
         books.flow(name, "energy_cost", energy, now)
+
+    def facility(self, strain: Strain) -> None:
+        """Report the load of something that jobs share beside GPUs."""
+        engine, facility = self._engine, strain.facility
+        seq = engine.next_seq("resources")
+        message = ResourceSample(
+            fleet=self._fleet,
+            resource=facility.name,
+            kind=facility.kind,
+            pool=facility.pools[0] if len(facility.pools) == 1 else "*",
+            event_time_us=engine.now_us,
+            boot=WORLD_BOOT,
+            seq=seq,
+            load=round(min(strain.given / facility.capacity, 1.0), 4),
+            capacity=facility.capacity,
+            latency_us=strain.latency_us,
+            usd_micros_per_hour=facility.usd_micros_per_hour,
+        )
+        engine.emit("telemetry.resources", facility.name, message, "resources", seq)
 
     def _tranche(self, name: str, billing: Billing, nodes: Sequence[Node]) -> Tranche:
         engine = self._engine

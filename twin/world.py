@@ -19,11 +19,13 @@ from gpuloop.twin.books import Books
 from gpuloop.twin.capacity import Capacity
 from gpuloop.twin.config import FaultClass, TwinConfig
 from gpuloop.twin.engine import Engine
+from gpuloop.twin.facilities import Facilities
 from gpuloop.twin.faults import CLASSES, Faults
 from gpuloop.twin.hardware import Hardware
 from gpuloop.twin.inference import Inference
 from gpuloop.twin.jobs import Jobs
 from gpuloop.twin.market import Market, build_market
+from gpuloop.twin.pacing import Pacing
 from gpuloop.twin.state import Counters, Kind, Pool, Service, WorldState
 from gpuloop.twin.telemetry import Telemetry
 from gpuloop.twin.workload import JobSpec, Workload, build_workload, kept
@@ -101,12 +103,16 @@ class World:
         self._hardware = Hardware(self._engine)
         self._telemetry = Telemetry(self._engine, self._hardware)
         self._inference = Inference(self._engine, self._hardware, self._telemetry)
-        self._jobs = Jobs(self._engine, self._hardware, self._inference, self._telemetry)
+        self._pacing = Pacing(self._engine, self._hardware)
+        self._facilities = Facilities(self._engine, self._hardware, self._pacing)
+        self._jobs = Jobs(
+            self._engine, self._hardware, self._pacing, self._inference, self._telemetry
+        )
         self._capacity = Capacity(
             self._engine, self._hardware, self._inference, self._jobs, self._telemetry
         )
         self._faults = Faults(
-            self._engine, self._hardware, self._jobs, self._capacity, self._telemetry
+            self._engine, self._hardware, self._pacing, self._jobs, self._capacity, self._telemetry
         )
         self._hour: tuple[int, tuple[JobSpec, ...]] = (-1, ())
 
@@ -139,6 +145,7 @@ class World:
         """Go on from a saved state of this world; outputs not yet taken are dropped."""
         self._engine.outputs.clear()
         self._engine.changed.clear()
+        self._engine.crowded = False
         self._engine.bind(state)
         self._hardware.rebind()
 
@@ -347,6 +354,8 @@ class World:
         for pool in sorted({service.pool for service in engine.services.values()}):
             self._jobs.schedule(pool)
         self._jobs.release()
+        for strain in self._facilities.strains():
+            self._telemetry.facility(strain)
         self._measure_power()
         engine.changed.update(engine.pools)
         engine.at(self.now_us + MINUTE_US, Kind.MINUTE)
@@ -357,8 +366,12 @@ class World:
             self._engine.pool(name).power_watts = round(watts)
 
     def _settle_capacity(self) -> None:
-        """Let drained nodes go and report every pool whose capacity or price has changed."""
+        """Divide facilities, let drained nodes go, report pools of other capacity or price."""
         engine = self._engine
+        if engine.crowded:
+            engine.crowded = False
+            if self.config.facilities:
+                self._facilities.divide()
         if engine.emptied:
             for name in sorted(engine.emptied):
                 self._capacity.let_go(name)

@@ -33,7 +33,7 @@ from gpuloop.loop.evaluate.steps import (
     step_of,
 )
 from gpuloop.schemas.component import Received, State
-from gpuloop.schemas.messages import Offer
+from gpuloop.schemas.messages import Message, Offer, ResourceSample
 from gpuloop.schemas.messages.learning import COMPONENTS
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
 
@@ -119,7 +119,7 @@ class Ledger(State):
 
     def observe(self, event: Received) -> None:
         """Take in a telemetry or market event: now if its time has passed, else when it has."""
-        if event.message is None:
+        if event.message is None or _is_facility(event.message):
             return
         if not isinstance(event.message, Offer) and not self.duplicates.is_new(event.id):
             self.counts.duplicates += 1
@@ -291,3 +291,8 @@ class Ledger(State):
             else:
                 self.counts.refused += 1
         return book
+
+
+def _is_facility(message: Message) -> bool:
+    """Return whether a sample is of something that jobs share beside GPUs."""
+    return isinstance(message, ResourceSample) and message.kind != "capacity"

@@ -22,7 +22,12 @@ from gpuloop.twin.config import TwinConfig
 from gpuloop.twin.state import WorldState
 from gpuloop.twin.world import World, build_world
 
-ADDED_LATER: Final[dict[str, object]] = {"placement": "binpack", "shares": None, "tenants": ()}
+ADDED_LATER: Final[dict[str, object]] = {
+    "placement": "binpack",
+    "shares": None,
+    "tenants": (),
+    "facilities": (),
+}
 """Configuration that worlds saved before it existed are taken to have: such a world goes on."""
 
 

@@ -243,7 +243,9 @@ class ResourceSample(Message, frozen=True, kw_only=True):
     For `kind="capacity"` the resource is the pool, `tranches` says what is rented, `quote` what
     new work is offered at, `loyalty_ratio` how much less tenants with a record of use are told,
     `power_watts` what it draws, and `generations` how many changes each actuator has applied.
-    Billing that the pool cannot use has no tranche.
+    Billing that the pool cannot use has no tranche. The other kinds are what jobs share beside
+    GPUs: capacity in bytes or operations a second, `latency_us` of one access, what it costs. One
+    that serves several pools has the pool "*".
     """
 
     TYPE: ClassVar[str] = "telemetry.resources"
@@ -267,6 +269,7 @@ class ResourceSample(Message, frozen=True, kw_only=True):
     power_watts: Positive = 0.0
     generations: dict[str, Count] = {}
     loyalty_ratio: Ratio = 0.0
+    usd_micros_per_hour: Price = 0
 
 
 class TenantEvent(Message, frozen=True, kw_only=True):

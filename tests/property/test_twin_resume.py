@@ -11,7 +11,7 @@ from gpuloop.schemas.component import Output, load, save
 from gpuloop.schemas.fleet import Refused
 from gpuloop.schemas.messages.actions import MigrateTo, PriceTo, ScaleTo
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
-from gpuloop.twin.config import SharesConfig, TenantConfig, TwinConfig
+from gpuloop.twin.config import FacilityConfig, SharesConfig, TenantConfig, TwinConfig
 from gpuloop.twin.sharing import SHARED
 from gpuloop.twin.state import RENTED, WorldState
 from gpuloop.twin.world import World, build_world
@@ -37,6 +37,10 @@ RICH = replace(
     tenants=(
         TenantConfig(name="6214e9", gpus={"h100": 24, "a100": 12, "l4": 6}, usd_per_day=2_000.0),
         TenantConfig(name="11cb48", gpus={"l4": 3}, priority=1),
+    ),
+    facilities=(
+        FacilityConfig(name="disks", kind="storage", capacity=2e9, per_gpu=1e7),
+        FacilityConfig(name="spine", kind="network", pools=("a100",), capacity=1e9, per_gpu=1e9),
     ),
 )
 """Everything that a world may have beyond the usual."""

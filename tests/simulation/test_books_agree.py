@@ -13,6 +13,7 @@ from gpuloop.schemas.messages import ResourceSample, Reward
 from gpuloop.schemas.messages.learning import COMPONENTS
 from gpuloop.schemas.units import HOUR_US, MINUTE_US
 from gpuloop.twin.config import (
+    FacilityConfig,
     FaultRates,
     Injection,
     ServiceConfig,
@@ -34,6 +35,7 @@ RICH = replace(
     ROUGH,
     shares=SharesConfig(of_single_gpu_jobs=0.8),
     tenants=(TenantConfig(name="6214e9", gpus={"a100": 16, "l4": 16}, usd_per_day=5_000.0),),
+    facilities=(FacilityConfig(name="disks", kind="storage", capacity=1e9, per_gpu=1e7),),
 )
 """The same with what a world may have beyond the usual."""
 WORLDS = {"rough": ROUGH, "rich": RICH}

@@ -5,12 +5,13 @@ import pytest
 from msgspec.structs import replace
 
 from gpuloop.schemas.units import HOUR_US
-from gpuloop.twin.config import Injection, SharesConfig, TenantConfig, TwinConfig
+from gpuloop.twin.config import FacilityConfig, Injection, SharesConfig, TenantConfig, TwinConfig
 from gpuloop.twin.pool_level.build import build_pool_worlds
 from gpuloop.twin.workload import JobSpec
 
 USUAL = TwinConfig(gpu_sample_every_us=0, progress_every_us=0)
 LOSS = Injection(fault="lost", subject="h100-o000", after_us=0)
+DISKS = FacilityConfig(name="disks", kind="storage", capacity=1.0, per_gpu=1.0)
 TWICE = (USUAL.services[0], replace(USUAL.services[0], name="code"))
 
 
@@ -20,6 +21,7 @@ TWICE = (USUAL.services[0], replace(USUAL.services[0], name="code"))
         (replace(USUAL, placement="affinity"), "placed by affinity; this level knows binpack only"),
         (replace(USUAL, shares=SharesConfig()), "jobs share GPUs; this level knows whole GPUs"),
         (replace(USUAL, tenants=(TenantConfig(name="t"),)), "limits or priorities"),
+        (replace(USUAL, facilities=(DISKS,)), "jobs depend on disks; this level knows no"),
         (replace(USUAL, injections=(LOSS,)), "none that is called for: lost of h100-o000"),
         (replace(USUAL, services=TWICE), "l4 serves more than one service; this level knows one"),
     ],

@@ -30,7 +30,8 @@ def test_example_configures_every_part_that_the_page_describes() -> None:
         assert f'"{name}"' in page
 
 
-def test_example_lives_and_its_jobs_share_gpus() -> None:
+def test_example_lives_and_every_part_of_it_does_something() -> None:
     world = lived(4)
     assert any(node.shares for node in world.state.nodes.values())
+    assert any(job.granted < 1.0 for job in world.state.jobs.values())
     assert set(world.state.tenants) == {"6214e9", "11cb48"}

@@ -99,7 +99,12 @@ def test_world_runs_by_any_strategy_and_meets_the_same_jobs(strategy: PlacementS
 def test_world_from_before_placement_could_be_chosen_goes_on() -> None:
     told = msgspec.json.encode(TwinConfig(), order="deterministic")
     earlier = told
-    for later in (b'"placement":"binpack",', b',"shares":null', b',"tenants":[]'):
+    for later in (
+        b'"placement":"binpack",',
+        b',"shares":null',
+        b',"tenants":[]',
+        b',"facilities":[]',
+    ):
         earlier = earlier.replace(later, b"")
     assert earlier != told
     assert origin_of(TwinConfig(), "philly", 5) == sha256_of(earlier, "philly", "5")

@@ -96,7 +96,7 @@ def test_failing_memory_of_a_shared_device_slows_everyone_on_it() -> None:
     (node,) = shared(world)
     device = next(d for d, parts in node.shares.items() if "a" in parts)
     node.ecc_gpu = device
-    world._jobs.health_changed(node)
+    world._pacing.health_changed(node)
     speeds = {name: world.state.jobs[name].health for name in "abc"}
     assert speeds["a"] == speeds["b"] < speeds["c"] == 1.0
 

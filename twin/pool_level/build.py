@@ -54,8 +54,9 @@ def build_pool_worlds(
 
     Raises:
         ValueError: the workload does not exist, or a world has what this level does not know:
-            a placement other than binpack, jobs that share GPUs, limited tenants, faults that are
-            called for, two services of one pool. Or the requests last longer than the worlds.
+            a placement other than binpack, jobs that share GPUs, limited tenants, shared
+            facilities, faults that are called for, two services of one pool. Or the requests last
+            longer than the worlds.
         SlotsFull: more jobs run when a world begins than there are slots.
 
     """
@@ -86,6 +87,9 @@ def _refuse_what_is_unknown(config: TwinConfig) -> None:
         raise ValueError("jobs share GPUs; this level knows whole GPUs only")
     if config.tenants:
         raise ValueError("tenants have limits or priorities; this level knows neither")
+    if config.facilities:
+        names = ", ".join(facility.name for facility in config.facilities)
+        raise ValueError(f"jobs depend on {names}; this level knows no shared facilities")
     if config.injections:
         faults = ", ".join(f"{one.fault} of {one.subject}" for one in config.injections)
         raise ValueError(

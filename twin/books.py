@@ -26,11 +26,15 @@ DENOMINATORS: Final[dict[str, int]] = {
 watts x USD micros per kWh, waiting in GPUs x USD micros per GPU-hour at half rate; each times
 microseconds. Disruption is booked in GPU-microseconds x USD micros per GPU-hour."""
 
+CARBON_DENOMINATOR: Final = 1000 * HOUR_US
 INCOME: Final = frozenset({"revenue"})
 
 
 class Account(msgspec.Struct, array_like=True):
-    """One component of one pool: the amount so far and the flow since `since_us`."""
+    """One component of one pool: the amount so far and the flow since `since_us`.
+
+    `micros` are USD micros, or milligrams where it is of carbon.
+    """
 
     micros: int = 0
     rest: int = 0
@@ -42,6 +46,8 @@ class Books(msgspec.Struct):
     """Accounts by pool and component; amounts are positive, `totals` gives them their signs."""
 
     accounts: dict[str, dict[str, Account]]
+    carbon: dict[str, Account] = {}
+    """By pool, in milligrams: no money, and in no total."""
 
     @classmethod
     def open(cls, pools: tuple[str, ...], now_us: int) -> "Books":
@@ -63,6 +69,18 @@ class Books(msgspec.Struct):
     def book(self, pool: str, component: str, amount: int) -> None:
         """Add an amount, in the component's own unit, at once."""
         _add(self.accounts[pool][component], DENOMINATORS[component], amount)
+
+    def emit(self, pool: str, rate: int, now_us: int) -> None:
+        """Let carbon flow at `rate`, in watts times milligrams per kWh, from now on."""
+        account = self.carbon.setdefault(pool, Account(since_us=now_us))
+        _settle(account, CARBON_DENOMINATOR, now_us)
+        account.rate = rate
+
+    def carbon_milligrams(self, now_us: int) -> dict[str, int]:
+        """Return the carbon emitted so far by pool."""
+        for account in self.carbon.values():
+            _settle(account, CARBON_DENOMINATOR, now_us)
+        return {pool: account.micros for pool, account in self.carbon.items()}
 
     def totals(self, now_us: int) -> dict[str, dict[str, int]]:
         """Return USD micros by pool and component up to now, costs and penalties negative."""

@@ -155,6 +155,18 @@ class FacilityConfig(_Part, frozen=True, kw_only=True):
     usd_micros_per_hour: Price = 0
 
 
+class CarbonConfig(_Part, frozen=True, kw_only=True):
+    """The carbon of the region's electricity (`carbon`), and what it costs, by default nothing.
+
+    `grams_per_kwh` replaces the region's published average. `swing` is by how much the dirtiest and
+    the cleanest hour of a day differ from it. A price is added to that of energy.
+    """
+
+    grams_per_kwh: Positive | None = None
+    swing: Ratio = 0.15
+    usd_per_tonne: Positive = 0.0
+
+
 class Injection(_Part, frozen=True, kw_only=True):
     """A fault that happens whatever the draws say; `subject` is a node, or a rack for `link`."""
 
@@ -250,6 +262,7 @@ class TwinConfig(_Part, frozen=True, kw_only=True):
     shares: SharesConfig | None = None
     tenants: tuple[TenantConfig, ...] = ()
     facilities: tuple[FacilityConfig, ...] = ()
+    carbon: CarbonConfig = CarbonConfig()
 
     def pool(self, name: str) -> PoolConfig | None:
         """Return a pool by name."""

@@ -25,6 +25,7 @@ from gpuloop.schemas.messages.telemetry import (
     Tranche,
 )
 from gpuloop.schemas.units import MINUTE_US, SECOND_US
+from gpuloop.twin.carbon import milligrams_per_kwh, usd_micros_per_kwh
 from gpuloop.twin.config import OFFER_VALID_US
 from gpuloop.twin.draws import Floats, hash64, uniform_grid
 from gpuloop.twin.engine import WORLD_BOOT, Engine
@@ -172,6 +173,10 @@ class Telemetry:
         tranches = tuple(self._tranche(name, billing, nodes) for billing in config.billings)
         ready = sum(tranche.nodes_ready for tranche in tranches) * config.gpus_per_node
         free = sum(free_gpus(node) for node in nodes if node.phase in RENTED)
+        carbon, now = engine.config.carbon, engine.now_us
+        milligrams = milligrams_per_kwh(carbon, engine.config.region, now)
+        energy_price = engine.config.energy_usd_micros_per_kwh
+        energy_price += usd_micros_per_kwh(carbon, milligrams)
         seq = engine.next_seq("resources")
         message = ResourceSample(
             fleet=self._fleet,
@@ -190,16 +195,17 @@ class Telemetry:
             tranches=tranches,
             quote_usd_micros_per_gpu_hour=pool.quote,
             loyalty_ratio=config.loyalty_ratio,
-            energy_usd_micros_per_kwh=engine.config.energy_usd_micros_per_kwh,
+            energy_usd_micros_per_kwh=energy_price,
+            carbon_milligrams_per_kwh=milligrams,
             power_watts=float(pool.power_watts),
             generations={"scaling": pool.scaling_generation, "pricing": pool.pricing_generation},
         )
         engine.emit("telemetry.resources", name, message, "resources", seq)
         cost = sum(t.nodes_ready * t.usd_micros_per_node_hour for t in tranches)
-        books, now = engine.state.books, engine.now_us
+        books = engine.state.books
         books.flow(name, "capacity_cost", cost, now)
-        energy = pool.power_watts * engine.config.energy_usd_micros_per_kwh
-        books.flow(name, "energy_cost", energy, now)
+        books.flow(name, "energy_cost", pool.power_watts * energy_price, now)
+        books.emit(name, pool.power_watts * milligrams, now)
 
     def facility(self, strain: Strain) -> None:
         """Report the load of something that jobs share beside GPUs."""

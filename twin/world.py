@@ -167,6 +167,10 @@ class World:
         """Return USD micros by pool and ledger component since the start, costs negative."""
         return self.state.books.totals(self.now_us)
 
+    def carbon(self) -> dict[str, int]:
+        """Return milligrams of carbon dioxide by pool since the start."""
+        return self.state.books.carbon_milligrams(self.now_us)
+
     def inject(self, fault: FaultClass, subject: str, at_us: int) -> None:
         """Let a fault strike a node (or a rack, for links) at a time not yet passed.
 

@@ -19,9 +19,14 @@ UNITS_PER_MICRO: Final[dict[str, int]] = {
     "waiting_penalty": 2 * HOUR_US,
     "service_penalty": MINUTE_US,
     "disruption_penalty": HOUR_US,
+    "energy_milliwatt_hours": HOUR_US,
+    "carbon_milligrams": 1_000_000 * HOUR_US,
 }
 """Rates are per hour: GPUs x price, nodes x price, milliwatts x price per kWh, GPUs x price at
-half; a violated service costs per minute. Lost work is GPU-microseconds x price per GPU-hour."""
+half; a violated service costs per minute. Lost work is GPU-microseconds x price per GPU-hour.
+`QUANTITIES` are no money: milliwatts, and milliwatts x milligrams per kWh."""
+
+QUANTITIES: Final = ("energy_milliwatt_hours", "carbon_milligrams")
 
 SIGNS: Final[dict[str, int]] = {name: 1 if name == "revenue" else -1 for name in COMPONENTS}
 
@@ -56,3 +61,10 @@ class Account(msgspec.Struct, array_like=True):
         self.accrue(component, until_us)
         taken, self.micros = self.micros, 0
         return SIGNS[component] * taken
+
+    def take_above_zero(self, component: str, until_us: int) -> int:
+        """Return the quantity since the last time; what is owed of earlier windows stays."""
+        self.accrue(component, until_us)
+        taken = max(self.micros, 0)
+        self.micros -= taken
+        return taken

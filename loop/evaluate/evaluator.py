@@ -241,6 +241,7 @@ def _reward(pool: str, window: Window, following: Window, flow: Flow, overlap: i
         overlap=overlap,
         censored=cut_short,
         definition=DEFINITION,
+        **flow.quantities,
     )
     return Output(
         topic="rewards",

@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from gpuloop.loop.evaluate.accounts import Account
+from gpuloop.loop.evaluate.accounts import QUANTITIES, Account
 from gpuloop.loop.evaluate.duplicates import Duplicates
 from gpuloop.loop.evaluate.steps import (
     CapacityStep,
@@ -99,6 +99,7 @@ class Flow(msgspec.Struct, frozen=True):
     components: dict[str, int]
     corrected: bool
     heard_us: int
+    quantities: dict[str, int] = {}
 
 
 class Ledger(State):
@@ -146,8 +147,9 @@ class Ledger(State):
         if book is None:
             return Flow(components=dict.fromkeys(COMPONENTS, 0), corrected=False, heard_us=0)
         flow = {name: book.accounts[name].take(name, self.now_us) for name in COMPONENTS}
+        taken = {n: self._quantity(book, n).take_above_zero(n, self.now_us) for n in QUANTITIES}
         corrected, book.corrected = book.corrected, False
-        return Flow(components=flow, corrected=corrected, heard_us=book.heard_us)
+        return Flow(flow, corrected, book.heard_us, taken)
 
     def _plan(self, step: Step) -> None:
         if step.at_us < self.now_us:
@@ -244,6 +246,9 @@ class Ledger(State):
         self._reprice(step.subject, book, step.at_us)
         change = step.energy_rate - book.accounts["energy_cost"].rate
         self._change(step.subject, "energy_cost", change, step.at_us)
+        for name, rate in zip(QUANTITIES, (step.milliwatts, step.carbon_rate), strict=True):
+            account = self._quantity(book, name)
+            account.change(name, rate - account.rate, step.at_us)
 
     def _apply_offer(self, step: OfferStep) -> None:
         if step.subject not in self.prices and len(self.prices) >= MAX_MARKETS:
@@ -269,6 +274,10 @@ class Ledger(State):
             offered = min((micros for _, micros in sellers.values()), default=0)
             rate += nodes * (price or offered * book.gpus_per_node)
         self._change(pool, "capacity_cost", rate - book.accounts["capacity_cost"].rate, at_us)
+
+    def _quantity(self, book: Book, name: str) -> Account:
+        """Return an account that is no money; books from before it was kept begin it now."""
+        return book.accounts.setdefault(name, Account(since_us=self.now_us))
 
     def _change(self, pool: str, component: str, by: int, at_us: int) -> None:
         book = self._book(pool)

@@ -20,6 +20,8 @@ MAX_OFFER: Final = 10**10
 """USD micros per GPU-hour."""
 MAX_ENERGY_RATE: Final = 10**17
 """Milliwatts x USD micros per kWh: a gigawatt at ten cents."""
+MAX_CARBON_RATE: Final = 10**18
+"""Milliwatts x milligrams per kWh: a gigawatt at a kilogram."""
 MAX_WATTS: Final = 10**12
 
 
@@ -46,6 +48,8 @@ class CapacityStep(_Step, frozen=True, tag=1):
     gpus_per_node: int
     tranches: tuple[tuple[str, int, int], ...]
     energy_rate: int
+    milliwatts: int = 0
+    carbon_rate: int = 0
 
 
 class JobStep(_Step, frozen=True, tag=2):
@@ -153,8 +157,12 @@ def _capacity_step(sample: ResourceSample) -> CapacityStep | None:
     )
     if sample.power_watts > MAX_WATTS:
         return None  # Its milliwatts may be infinite, which no integer is.
-    energy_rate = round(sample.power_watts * 1000) * sample.energy_usd_micros_per_kwh
-    dear = any(nodes > MAX_NODES or nodes * price > MAX_RATE for _, nodes, price in tranches)
+    milliwatts = round(sample.power_watts * 1000)
+    energy_rate = milliwatts * sample.energy_usd_micros_per_kwh
+    carbon_rate = milliwatts * sample.carbon_milligrams_per_kwh
+    dear = carbon_rate > MAX_CARBON_RATE or any(
+        nodes > MAX_NODES or nodes * price > MAX_RATE for _, nodes, price in tranches
+    )
     if dear or sample.gpus_per_node > MAX_GPUS_PER_NODE or energy_rate > MAX_ENERGY_RATE:
         return None
     return CapacityStep(
@@ -166,4 +174,6 @@ def _capacity_step(sample: ResourceSample) -> CapacityStep | None:
         gpus_per_node=sample.gpus_per_node,
         tranches=tranches,
         energy_rate=energy_rate,
+        milliwatts=milliwatts,
+        carbon_rate=carbon_rate,
     )

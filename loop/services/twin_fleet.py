@@ -18,7 +18,7 @@ from gpuloop.schemas.identity import derived_event_id, sha256_of
 from gpuloop.schemas.messages import Command, Control
 from gpuloop.schemas.messages.actions import ACTUATORS
 from gpuloop.schemas.units import SECOND_US
-from gpuloop.twin.config import TwinConfig
+from gpuloop.twin.config import CarbonConfig, TwinConfig
 from gpuloop.twin.state import WorldState
 from gpuloop.twin.world import World, build_world
 
@@ -27,6 +27,7 @@ ADDED_LATER: Final[dict[str, object]] = {
     "shares": None,
     "tenants": (),
     "facilities": (),
+    "carbon": msgspec.to_builtins(CarbonConfig()),
 }
 """Configuration that worlds saved before it existed are taken to have: such a world goes on."""
 

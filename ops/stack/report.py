@@ -29,6 +29,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     proposals: int
     rewards: dict[str, float]
     reward_total: float
+    energy_kwh: float
+    carbon_kg: float
     reward_simulated_policy: float | None
     reward_simulated_rule: float | None
     simulated_hours: float | None
@@ -105,6 +107,8 @@ def build(
         proposals=tally.proposals,
         rewards={name: usd(micros) for name, micros in sorted(tally.rewards_usd_micros.items())},
         reward_total=usd(tally.reward_total_usd_micros),
+        energy_kwh=round(tally.energy_milliwatt_hours / 1e6, 3),
+        carbon_kg=round(tally.carbon_milligrams / 1e6, 3),
         reward_simulated_policy=None,
         reward_simulated_rule=None,
         simulated_hours=None,
@@ -201,6 +205,7 @@ def _money(report: Report) -> list[str]:
         f"reward, live         {report.reward_total:+,.2f} USD, all pools, as the ledger booked it",
         f"                     {span}",
         *(f"  {name:<18} {amount:+,.2f} USD" for name, amount in report.rewards.items()),
+        f"energy, carbon      {report.energy_kwh:,.1f} kWh, {report.carbon_kg:,.1f} kg of CO2",
     ]
     policy, rule = report.reward_simulated_policy, report.reward_simulated_rule
     if policy is None or rule is None:

@@ -84,6 +84,8 @@ class Tally:
     refused: Counter[str] = field(default_factory=Counter)
     rewards_usd_micros: Counter[str] = field(default_factory=Counter)
     reward_total_usd_micros: int = 0
+    energy_milliwatt_hours: int = 0
+    carbon_milligrams: int = 0
     rewarded_from_us: int | None = None
     rewarded_until_us: int = 0
     causes: int = 0
@@ -163,6 +165,8 @@ class Tally:
     def _reward(self, reward: Reward) -> None:
         self.rewards_usd_micros.update(reward.components)
         self.reward_total_usd_micros += reward.total_usd_micros
+        self.energy_milliwatt_hours += reward.energy_milliwatt_hours
+        self.carbon_milligrams += reward.carbon_milligrams
         earliest = self.rewarded_from_us
         self.rewarded_from_us = (
             reward.start_us if earliest is None else min(earliest, reward.start_us)

@@ -22,7 +22,8 @@ class Reward(Message, frozen=True, kw_only=True):
 
     Components are signed (costs and penalties are negative) and sum to `total_usd_micros`; summed
     over pools and windows they equal the fleet's ledger. `overlap` names other decisions whose
-    effects fall into the window; `censored` says the window was cut short.
+    effects fall into the window; `censored` says the window was cut short. Energy and carbon are
+    what the pool took in the window: quantities beside the money, which has its own component.
     """
 
     TYPE: ClassVar[str] = "rewards"
@@ -36,6 +37,8 @@ class Reward(Message, frozen=True, kw_only=True):
     overlap: Count
     censored: bool
     definition: Name
+    energy_milliwatt_hours: Count = 0
+    carbon_milligrams: Count = 0
 
 
 class Normaliser(Part, frozen=True, kw_only=True):

@@ -242,10 +242,11 @@ class ResourceSample(Message, frozen=True, kw_only=True):
 
     For `kind="capacity"` the resource is the pool, `tranches` says what is rented, `quote` what
     new work is offered at, `loyalty_ratio` how much less tenants with a record of use are told,
-    `power_watts` what it draws, and `generations` how many changes each actuator has applied.
-    Billing that the pool cannot use has no tranche. The other kinds are what jobs share beside
-    GPUs: capacity in bytes or operations a second, `latency_us` of one access, what it costs. One
-    that serves several pools has the pool "*".
+    `power_watts` what it draws, `carbon_milligrams_per_kwh` what that stands for (0: unknown), and
+    `generations` how many changes each actuator has applied. Billing that the pool cannot use has
+    no tranche. The other kinds are what jobs share beside GPUs: capacity in bytes or operations a
+    second, `latency_us` of one access, what it costs. One that serves several pools has the pool
+    "*".
     """
 
     TYPE: ClassVar[str] = "telemetry.resources"
@@ -270,6 +271,7 @@ class ResourceSample(Message, frozen=True, kw_only=True):
     generations: dict[str, Count] = {}
     loyalty_ratio: Ratio = 0.0
     usd_micros_per_hour: Price = 0
+    carbon_milligrams_per_kwh: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
 
 
 class TenantEvent(Message, frozen=True, kw_only=True):

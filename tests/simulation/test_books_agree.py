@@ -23,7 +23,7 @@ from gpuloop.twin.config import (
 )
 
 Books = dict[str, dict[str, int]]
-Run = tuple[list[Reward], dict[int, Books]]
+Run = tuple[list[Reward], dict[int, Books], dict[int, dict[str, int]]]
 
 ROUGH = TwinConfig(
     seed=5,
@@ -53,15 +53,17 @@ def played(name: str) -> Run:
     fleet = FleetSimulation(WORLDS[name], traces=None, workload="generator:bursty")
     (twin,) = (one for one in fleet.simulation.components if isinstance(one, TwinFleet))
     books: dict[int, Books] = {}
+    carbon: dict[int, dict[str, int]] = {}
 
     def look(event: Received) -> None:
         assert isinstance(event.message, ResourceSample)
         books.setdefault(event.message.event_time_us, twin.world.books())
+        carbon.setdefault(event.message.event_time_us, twin.world.carbon())
 
     fleet.simulation.watch("telemetry.resources", look)
     rewards = fleet.simulation.collect("rewards")
     fleet.run(fleet.start_us + HOURS * HOUR_US)
-    return [r.message for r in rewards if isinstance(r.message, Reward)], books
+    return [r.message for r in rewards if isinstance(r.message, Reward)], books, carbon
 
 
 def pools(run: Run) -> list[str]:
@@ -69,7 +71,7 @@ def pools(run: Run) -> list[str]:
 
 
 def test_every_component_moves_in_this_world(run: Run) -> None:
-    rewards, _ = run
+    rewards, *_ = run
     sums = {name: sum(reward.components[name] for reward in rewards) for name in COMPONENTS}
     assert sums["revenue"] > 0
     assert all(sums[name] < 0 for name in COMPONENTS if name != "revenue"), sums
@@ -77,7 +79,7 @@ def test_every_component_moves_in_this_world(run: Run) -> None:
 
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_rewards_of_each_pool_add_up_to_the_twins_own_books(name: str, run: Run) -> None:
-    rewards, books = run
+    rewards, books, _ = run
     for pool in pools(run):
         mine = [reward for reward in rewards if reward.pool == pool]
         first, last = mine[0].start_us, mine[-1].end_us
@@ -85,8 +87,16 @@ def test_rewards_of_each_pool_add_up_to_the_twins_own_books(name: str, run: Run)
         assert earned == books[last][pool][name] - books[first][pool][name], pool
 
 
+def test_carbon_of_the_rewards_is_that_of_the_twins_own_books(run: Run) -> None:
+    rewards, _, carbon = run
+    for pool in pools(run):
+        mine = [reward for reward in rewards if reward.pool == pool]
+        emitted = sum(reward.carbon_milligrams for reward in mine)
+        assert emitted == carbon[mine[-1].end_us][pool] - carbon[mine[0].start_us][pool] > 0
+
+
 def test_every_single_window_agrees_with_the_books(run: Run) -> None:
-    rewards, books = run
+    rewards, books, _ = run
     assert len(rewards) > HOURS * 55 * len(pools(run))
     for reward in rewards:
         before, after = books[reward.start_us][reward.pool], books[reward.end_us][reward.pool]
@@ -97,7 +107,7 @@ def test_every_single_window_agrees_with_the_books(run: Run) -> None:
 
 
 def test_windows_of_a_pool_lie_end_to_end_and_are_whole(run: Run) -> None:
-    rewards, _ = run
+    rewards, *_ = run
     for pool in pools(run):
         mine = [reward for reward in rewards if reward.pool == pool]
         assert all(a.end_us == b.start_us for a, b in pairwise(mine))

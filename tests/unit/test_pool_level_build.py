@@ -5,7 +5,14 @@ import pytest
 from msgspec.structs import replace
 
 from gpuloop.schemas.units import HOUR_US
-from gpuloop.twin.config import FacilityConfig, Injection, SharesConfig, TenantConfig, TwinConfig
+from gpuloop.twin.config import (
+    CarbonConfig,
+    FacilityConfig,
+    Injection,
+    SharesConfig,
+    TenantConfig,
+    TwinConfig,
+)
 from gpuloop.twin.pool_level.build import build_pool_worlds
 from gpuloop.twin.workload import JobSpec
 
@@ -22,6 +29,10 @@ TWICE = (USUAL.services[0], replace(USUAL.services[0], name="code"))
         (replace(USUAL, shares=SharesConfig()), "jobs share GPUs; this level knows whole GPUs"),
         (replace(USUAL, tenants=(TenantConfig(name="t"),)), "limits or priorities"),
         (replace(USUAL, facilities=(DISKS,)), "jobs depend on disks; this level knows no"),
+        (
+            replace(USUAL, carbon=CarbonConfig(usd_per_tonne=90.0)),
+            "carbon costs money hour by hour",
+        ),
         (replace(USUAL, injections=(LOSS,)), "none that is called for: lost of h100-o000"),
         (replace(USUAL, services=TWICE), "l4 serves more than one service; this level knows one"),
     ],

@@ -34,4 +34,5 @@ def test_example_lives_and_every_part_of_it_does_something() -> None:
     world = lived(4)
     assert any(node.shares for node in world.state.nodes.values())
     assert any(job.granted < 1.0 for job in world.state.jobs.values())
+    assert min(world.carbon().values()) > 0
     assert set(world.state.tenants) == {"6214e9", "11cb48"}

@@ -104,6 +104,7 @@ def test_world_from_before_placement_could_be_chosen_goes_on() -> None:
         b',"shares":null',
         b',"tenants":[]',
         b',"facilities":[]',
+        b',"carbon":{"grams_per_kwh":null,"swing":0.15,"usd_per_tonne":0.0}',
     ):
         earlier = earlier.replace(later, b"")
     assert earlier != told

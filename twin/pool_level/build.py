@@ -55,8 +55,8 @@ def build_pool_worlds(
     Raises:
         ValueError: the workload does not exist, or a world has what this level does not know:
             a placement other than binpack, jobs that share GPUs, limited tenants, shared
-            facilities, faults that are called for, two services of one pool. Or the requests last
-            longer than the worlds.
+            facilities, a price of carbon, faults that are called for, two services of one pool. Or
+            the requests last longer than the worlds.
         SlotsFull: more jobs run when a world begins than there are slots.
 
     """
@@ -90,6 +90,8 @@ def _refuse_what_is_unknown(config: TwinConfig) -> None:
     if config.facilities:
         names = ", ".join(facility.name for facility in config.facilities)
         raise ValueError(f"jobs depend on {names}; this level knows no shared facilities")
+    if config.carbon.usd_per_tonne:
+        raise ValueError("carbon costs money hour by hour; this level has one price of energy")
     if config.injections:
         faults = ", ".join(f"{one.fault} of {one.subject}" for one in config.injections)
         raise ValueError(

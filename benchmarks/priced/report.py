@@ -29,9 +29,11 @@ CAVEATS: Final = """\
   first quote in all pools but the one of spot nodes. In *a market that falls* the pool h100 rents
   spot nodes alone, whose price fell by 42 % on the 43rd day: there every price but the fixed one
   follows it down, though the tenants, who know no market, would have paid on.
-- Tenants answer each quote by itself: none leaves for good or comes for a low price. So a discount
-  for patrons can only cost, and the charges stand for what they would do.
-- Philly names 14 virtual clusters and no users: nearly every job is a patron's."""
+- Tenants answer each quote by itself: none leaves for good or comes for a low price, and patrons
+  mind a price as others do. So a discount for them brings nothing of its own here: the law quotes
+  more by as much. Philly names 14 virtual clusters and no users, so nearly every job is a patron's.
+- *Ceiling* knows nothing and is right where demand is inelastic; where it is not, it empties the
+  fleet. What learning is worth is what it keeps of the one without the other."""
 
 
 def markdown(results: Results, *, refused: float, priced_out: float, ceiling: float) -> str:
@@ -46,8 +48,14 @@ def markdown(results: Results, *, refused: float, priced_out: float, ceiling: fl
         ceiling=ceiling,
     )
     parts = ["# Pricing benchmark", method, CAVEATS]
-    parts += ["## Where the learned price loses", "\n".join(_losses(results))]
+    parts += [
+        "## Where the learned price loses, and where it does not",
+        "\n".join(_losses(results)),
+    ]
     parts += ["## Learned less the others, net of charges", "\n".join(_differences(results))]
+    parts += ["\n".join(_held(results))]
+    if results.worlds[0].before:
+        parts += ["## What prices by default", "\n".join(_before(results))]
     parts += ["## If refusals cost nothing, or three times as much", "\n".join(_charges(results))]
     parts += ["## Terms", "\n".join(_terms(results))]
     for world in results.worlds:
@@ -82,6 +90,44 @@ def _differences(results: Results) -> Iterator[str]:
     yield from _headed("assumption", *results.rivals)
     for world in results.worlds:
         yield _line(world.assumption, *map(shown, world.differences))
+
+
+def _held(results: Results) -> Iterator[str]:
+    """Yield how many intervals of the estimates below hold what is true."""
+    told = [one for world in results.worlds for one in world.estimates]
+    held = sum(one.low <= one.true <= one.high for one in told)
+    trusted = [one for one in told if one.trusted]
+    right = sum(one.low <= one.true <= one.high for one in trusted)
+    yield (
+        f"Of {len(told)} elasticities estimated at the last quotes, {held} lie within their 95 % "
+        f"intervals; of the {len(trusted)} that are trusted, {right}."
+    )
+
+
+def _before(results: Results) -> Iterator[str]:
+    """Yield the choice of the default, on dates before the scored ones."""
+    rule = {
+        world.assumption: next(one for one in world.before if one.against == "rule")
+        for world in results.worlds
+    }
+    worse = [f"{name} ({one.value:+,.0f})" for name, one in rule.items() if one.value <= 0.0]
+    yield (
+        "On the two weeks before the scored dates, on which the law's numbers were chosen, the "
+        "learned price less the rule's was:"
+    )
+    yield ""
+    yield from _headed("assumption", *results.rivals)
+    for world in results.worlds:
+        yield _line(world.assumption, *map(shown, world.before))
+    yield ""
+    if worse:
+        yield (
+            f"There it was no better in {', '.join(worse)}. What is not better over the whole "
+            "range before it is scored does not ship as the default, so a decider prices by the "
+            "rule unless it is told `GPULOOP_PRICING=learned`."
+        )
+    else:
+        yield "There it was better under every assumption."
 
 
 def _charges(results: Results) -> Iterator[str]:

@@ -23,6 +23,8 @@ DRAWS: Final = 2_000
 CHARGES: Final = (0.0, 1.0, 3.0)
 """Factors on what refused and priced-out work is charged at."""
 DAY_HOURS: Final = 24.0
+NEW_DAYS: Final = 7
+"""Days in which nothing is known of demand yet."""
 LEARNED: Final = "learned"
 
 
@@ -73,6 +75,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     differences: tuple[Difference, ...]
     by_charge: dict[str, tuple[Difference, ...]]
     estimates: tuple[Estimate, ...]
+    before: tuple[Difference, ...] = ()
+    """Differences on the dates before the scored ones, but for the first week, where it began."""
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,17 +98,25 @@ def world_of(
     days = {name: _scored(one, place, lead) for name, one in sold.days.items()}
     rivals = [name for name in days if name != LEARNED]
 
-    def against_all(factor: float) -> tuple[Difference, ...]:
+    early = {
+        name: _scored(one, place, NEW_DAYS, lead)
+        for name, one in sold.days.items()
+        if lead > NEW_DAYS
+    }
+
+    def against_all(days: Mapping[str, Days], factor: float = 1.0) -> tuple[Difference, ...]:
         return tuple(
             difference(name, net(days[LEARNED], law, factor) - net(days[name], law, factor))
             for name in rivals
+            if name in days
         )
 
     return World(
         assumption=assumption,
         outcomes=tuple(outcome(name, one, sold.ceiling[place], law) for name, one in days.items()),
-        differences=against_all(1.0),
-        by_charge={f"{factor:g}": against_all(factor) for factor in CHARGES},
+        differences=against_all(days),
+        by_charge={f"{factor:g}": against_all(days, factor) for factor in CHARGES},
+        before=against_all(early),
         estimates=_estimates(config, sold.curves[LEARNED][place], sold.quotes[LEARNED][place]),
     )
 
@@ -181,9 +193,9 @@ def as_json(results: Results) -> str:
     return msgspec.json.encode(told).decode()
 
 
-def _scored(days: Days, place: int, lead: int) -> Days:
+def _scored(days: Days, place: int, first: int, end: int | None = None) -> Days:
     fields = Days.__dataclass_fields__
-    return Days(**{name: getattr(days, name)[lead:, place] for name in fields})
+    return Days(**{name: getattr(days, name)[first:end, place] for name in fields})
 
 
 def _estimates(config: TwinConfig, curves: Floats, quotes: Floats) -> tuple[Estimate, ...]:

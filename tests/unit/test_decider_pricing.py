@@ -2,12 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from builders import offer, pool_state, received
 from decider_loop import Loop, commands, decisions, replace
+from gpuloop.loop.decide.demand import learn_demand
+from gpuloop.loop.decide.memory import PoolMemory
+from gpuloop.reasoning import elasticity
 from gpuloop.reasoning.pricing import PricingConfig
-from gpuloop.schemas.messages import Decision
+from gpuloop.schemas.messages import Decision, PoolState
 from gpuloop.schemas.messages.state import ClassState, QuoteState
 from gpuloop.schemas.policy import PRICE
 
@@ -123,6 +127,33 @@ def test_what_is_known_of_demand_outlives_a_restart(inelastic: Market) -> None:
     after = inelastic.state.pools["a100"].demand
     assert before is not None
     assert after == before
+
+
+def test_the_live_fold_is_the_one_of_vectorised_worlds() -> None:
+    def seen(accepted: int, refused: int) -> PoolState:
+        quotes = QuoteState(
+            segment="batch",
+            accepted_jobs=accepted,
+            refused_jobs=refused,
+            accepted_quotes_sum_usd_micros=accepted * QUOTE,
+            refused_quotes_sum_usd_micros=refused * QUOTE,
+        )
+        found: PoolState = replace(CALM, quotes=(quotes,), classes=CLASSES)
+        return found
+
+    memory = PoolMemory(latest=seen(0, 0))
+    learn_demand(memory)
+    memory.latest = seen(9, 3)
+    learn_demand(memory)
+    queued = sum(one.gpus for one in CALM.queues if one.job_class == "batch")
+    load = np.array([[190.0 + queued]])
+    said = np.zeros((2, 1, 1, elasticity.SAID))
+    said[1, 0, 0, [elasticity.JOBS_IN, elasticity.JOBS_OUT]] = 9.0, 3.0
+    curves = elasticity.blank(1, 1)
+    for one in said:
+        curves = elasticity.fold(curves, one, load)
+    assert memory.demand is not None
+    assert memory.demand.curves["batch"] == curves[0, 0].tolist()
 
 
 def test_without_the_option_the_price_is_the_rules_and_nothing_is_learned() -> None:

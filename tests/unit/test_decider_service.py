@@ -9,8 +9,9 @@ from gpuloop.loop.decide.decider import Decider
 from gpuloop.loop.decide.governance import follow
 from gpuloop.loop.decide.state import DeciderState, drop
 from gpuloop.loop.services import metrics
-from gpuloop.loop.services.decider import DeciderWatcher
+from gpuloop.loop.services.decider import DeciderWatcher, build
 from gpuloop.loop.services.health import Health
+from gpuloop.loop.settings import Settings
 from gpuloop.loop.shells.fold import Executed
 from gpuloop.loop.shells.journal import Saved
 from gpuloop.schemas.messages.control import Claim, PolicyStage
@@ -121,3 +122,10 @@ def test_a_policy_that_should_act_and_is_not_there_is_named_and_counted() -> Non
     assert told.health.report().ready
     assert told.health.report().detail == "the rule stands in for sac-1, which is not here"
     assert told.counted("policies unavailable") - before == 2
+
+
+def test_prices_are_learned_only_where_the_settings_say_so() -> None:
+    assert build(Settings()).mind.pricing is None
+    learned = build(Settings(pricing="learned", seed=7)).mind.pricing
+    assert learned is not None
+    assert learned.seed == 7

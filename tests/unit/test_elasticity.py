@@ -123,6 +123,16 @@ def test_a_curve_whose_demand_has_drifted_is_retired() -> None:
     assert curves.trusted(after).mean() <= 0.1
 
 
+def test_a_curve_that_loses_its_lead_is_retired_at_once() -> None:
+    found = curves.blank(1, 1)
+    found[..., [curves.TRUSTED, curves.LEAD]] = 1.0, 0.5
+    found[..., curves.LEVEL], found[..., curves.LEVEL_PRECISION] = 3.0, 1e3
+    refused = np.array([[[0.0, 0.0, 1.0, 0.0]]])
+    after = curves.fold(found, refused, np.ones((1, 1)))
+    assert not curves.trusted(after).any()
+    assert after[0, 0, curves.ANSWERED] > 0.0
+
+
 def test_a_belief_without_news_becomes_the_prior_again() -> None:
     found, _ = lived(-2.0, days=7, a_day=300, spread=0.1)
     silence = np.zeros((POOLS, 1, curves.SAID))

@@ -24,6 +24,7 @@ from gpuloop.loop.shells.keeper import Keeper
 from gpuloop.loop.shells.simulation import Lag, Simulation
 from gpuloop.reasoning.actor import Actor
 from gpuloop.reasoning.forecast import Forecaster
+from gpuloop.reasoning.pricing import PricingConfig
 from gpuloop.reasoning.rule import RuleConfig
 from gpuloop.schemas.component import Component, Context, Output, Received
 from gpuloop.schemas.identity import derived_event_id
@@ -106,6 +107,7 @@ class FleetSimulation:
         rule: RuleConfig | None = None,
         mode: Mode = "auto",
         gpu_sample_every_us: int = MINUTE_US,
+        pricing: PricingConfig | None = None,
     ) -> None:
         """Set up the loop; the world begins at `config.start_us`, its actuators in `mode`.
 
@@ -115,7 +117,7 @@ class FleetSimulation:
         config = msgspec.structs.replace(config, gpu_sample_every_us=gpu_sample_every_us)
         twin = TwinFleet(config, traces, workload)
         twin.tick_every_us = CONTROL_TICK_US
-        self._decider: Final = WaitingDecider(config.fleet, rule=rule)
+        self._decider: Final = WaitingDecider(config.fleet, rule=rule, pricing=pricing)
         components: list[Component[Any]] = [
             Keeper(config.fleet),
             twin,

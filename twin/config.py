@@ -232,8 +232,9 @@ class TwinConfig(_Part, frozen=True, kw_only=True):
     2025 falls three hours into a run. A cadence of 0 emits nothing. `placement` is how jobs that
     need part of a node find one: `affinity` looks for their tenant's warm nodes, `fragmentation`
     expects jobs like those that the pool now runs and queues. `shares` lets jobs ask for parts of a
-    GPU; without it only those do whose trace says so. Tenants that are not among `tenants` have no
-    limits and priority 0.
+    GPU; without it only those do whose trace says so. `service_parts` are the thousandths of a GPU
+    that each server of a service takes, beside jobs and other servers; of all others it is whole
+    ones. Tenants that are not among `tenants` have no limits and priority 0.
     """
 
     fleet: Name = "local"
@@ -260,6 +261,7 @@ class TwinConfig(_Part, frozen=True, kw_only=True):
     migration_pause_us: Count = 60 * SECOND_US
     migration_failure_share: Ratio = 0.02
     shares: SharesConfig | None = None
+    service_parts: dict[Name, Annotated[int, Meta(ge=1, le=999)]] = {}
     tenants: tuple[TenantConfig, ...] = ()
     facilities: tuple[FacilityConfig, ...] = ()
     carbon: CarbonConfig = CarbonConfig()

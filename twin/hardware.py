@@ -137,12 +137,21 @@ class Hardware:
             rows.throttle.append(_throttle_bits(slot, clock, active))
         return rows
 
+    @staticmethod
+    def _serving(service: Service) -> Profile:
+        busy = service.utilisation
+        return Profile(busy, busy * 0.7, busy * 0.3, SERVICE_MEMORY, 0.0)
+
     def _show_shared(self, rows: Rows, node: Node, device: int) -> None:
         """Show a shared GPU: each job adds its part of what it would show on all of it."""
         jobs, model = self._engine.state.jobs, self._engine.models[node.pool]
         seen = [0.0] * 5
         for name, milli in node.shares[device].items():
-            load, health, part = self._engine.profile(name), jobs[name].health, milli / WHOLE_GPU
+            part = milli / WHOLE_GPU
+            if name in self._engine.services:
+                load, health = self._serving(self._engine.state.services[name]), 1.0
+            else:
+                load, health = self._engine.profile(name), jobs[name].health
             shown = (
                 load.utilisation * (0.7 + 0.3 * health),
                 load.sm_active * health,
@@ -165,8 +174,7 @@ class Hardware:
         if job is not None:
             load, health, wide = self._engine.profile(job.id), job.health, job.gpus > 1
         elif service is not None:
-            busy = service.utilisation
-            load = Profile(busy, busy * 0.7, busy * 0.3, SERVICE_MEMORY, 0.0)
+            load = self._serving(service)
         rows.utilisation.append(load.utilisation * (0.7 + 0.3 * health))
         rows.sm_active.append(load.sm_active * health)
         rows.tensor_active.append(load.tensor_active * health)
@@ -192,13 +200,18 @@ class Hardware:
         if slot in self._engine.services:
             return SERVICE_ACTIVITY
         if slot == SHARED:
-            return machines.activity(
-                sum(
-                    self._engine.profile(name).utilisation * milli / WHOLE_GPU
-                    for name, milli in node.shares[device].items()
-                )
-            )
+            return self._shared_activity(node.shares[device])
         return machines.activity(self._engine.profile(slot).utilisation)
+
+    def _shared_activity(self, parts: dict[str, int]) -> float:
+        """Return the activity of a shared device: that of its jobs together, and its servers'."""
+        busy = serving = 0.0
+        for name, milli in parts.items():
+            if name in self._engine.services:
+                serving += SERVICE_ACTIVITY * milli / WHOLE_GPU
+            else:
+                busy += self._engine.profile(name).utilisation * milli / WHOLE_GPU
+        return min(machines.activity(busy) + serving, 1.0)
 
     def _clock(self, node: Node, model: GpuModel, active: float) -> float:
         if not node.throttled or not active:
@@ -222,7 +235,10 @@ class Hardware:
         if slot != SHARED:
             return jobs[slot].health if slot in jobs else 1.0
         parts = node.shares[device]
-        return sum(jobs[name].health * milli for name, milli in parts.items()) / sum(parts.values())
+        useful = (
+            milli * (jobs[name].health if name in jobs else 1.0) for name, milli in parts.items()
+        )
+        return sum(useful) / sum(parts.values())
 
     def _speed_on(self, node: Node, job: Job) -> float:
         if not node.throttled and node.link == 1.0 and node.ecc_gpu < 0:

@@ -52,14 +52,23 @@ def find(engine: Engine, job: Job, rooms: list[Room]) -> Places | None:
             expected_parts=tuple(one.gpu_milli for one in likely if one.gpu_milli < WHOLE_GPU),
         )
     if job.gpu_milli < WHOLE_GPU:
-        nodes = engine.state.nodes
-        exact = [
-            room if room.devices else room._replace(devices=free_milli(nodes[room.node]))
-            for room in rooms
-        ]
-        part = place_part(exact, job.gpu_milli, manner)
+        part = place_part(_exact(engine, rooms), job.gpu_milli, manner)
         return None if part is None else (part,)
     return place(rooms, job.gpus, manner)
+
+
+def find_part(engine: Engine, pool: str, gpu_milli: int) -> tuple[str, int] | None:
+    """Return the node and device of which one server of a service gets a part, fullest first."""
+    return place_part(_exact(engine, rooms_of(engine, pool)), gpu_milli, Manner("spot"))
+
+
+def _exact(engine: Engine, rooms: list[Room]) -> list[Room]:
+    """Return rooms that say what each of their devices has free."""
+    nodes = engine.state.nodes
+    return [
+        room if room.devices else room._replace(devices=free_milli(nodes[room.node]))
+        for room in rooms
+    ]
 
 
 def _room(node: Node) -> Room:

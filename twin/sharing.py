@@ -75,7 +75,7 @@ def holding(node: Node) -> list[str]:
 
 
 def take_part(node: Node, device: int, name: str, milli: int) -> None:
-    """Give a job its part of a device.
+    """Give a job, or one more server of a service, its part of a device.
 
     Raises:
         ValueError: the device is held whole or has less free; nothing has changed.
@@ -84,12 +84,25 @@ def take_part(node: Node, device: int, name: str, milli: int) -> None:
     if free_milli(node)[device] < milli:
         raise ValueError(f"{node.id} has no {milli} thousandths free on device {device}")
     node.slots[device] = SHARED
-    node.shares.setdefault(device, {})[name] = milli
+    parts = node.shares.setdefault(device, {})
+    parts[name] = parts.get(name, 0) + milli
+    node.free = node.slots.count("")
+
+
+def give_part(node: Node, device: int, name: str, milli: int) -> None:
+    """Take one server of a service, or a job, off a device that it shares."""
+    parts = node.shares[device]
+    parts[name] -= milli
+    if not parts[name]:
+        del parts[name]
+    if not parts:
+        del node.shares[device]
+        node.slots[device] = ""
     node.free = node.slots.count("")
 
 
 def leave(node: Node, name: str) -> None:
-    """Take a job off a node, from the devices it held whole and from those it shared."""
+    """Take a job or service off a node, from the devices it held whole and from those it shared."""
     node.slots = ["" if slot == name else slot for slot in node.slots]
     for device in [device for device, parts in node.shares.items() if name in parts]:
         del node.shares[device][name]

@@ -6,6 +6,7 @@ function reaches the twin's own books.
 """
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Final, Literal
 
 import numpy as np
@@ -30,6 +31,7 @@ from gpuloop.twin.config import OFFER_VALID_US
 from gpuloop.twin.draws import Floats, hash64, uniform_grid
 from gpuloop.twin.engine import WORLD_BOOT, Engine
 from gpuloop.twin.facilities import Strain
+from gpuloop.twin.fit import WHOLE_GPU
 from gpuloop.twin.hardware import Hardware, Rows
 from gpuloop.twin.services import Window
 from gpuloop.twin.sharing import free_gpus, gpu_us
@@ -145,6 +147,7 @@ class Telemetry:
         """Report the minute of a service that ends now."""
         engine = self._engine
         seq = engine.next_seq("services")
+        part = engine.config.service_parts.get(name, WHOLE_GPU)
         message = ServiceSample(
             fleet=self._fleet,
             service=name,
@@ -153,7 +156,7 @@ class Telemetry:
             window_us=MINUTE_US,
             boot=WORLD_BOOT,
             seq=seq,
-            gpus=engine.state.services[name].gpus,
+            gpus=ceil(engine.state.services[name].gpus * part / WHOLE_GPU),
             requests_per_second=round(rate, 3),
             queue_depth=round(window.queue_depth, 3),
             utilisation=round(window.utilisation, 4),

@@ -25,6 +25,7 @@ from gpuloop.twin.world import World, build_world
 ADDED_LATER: Final[dict[str, object]] = {
     "placement": "binpack",
     "shares": None,
+    "service_parts": {},
     "tenants": (),
     "facilities": (),
     "carbon": msgspec.to_builtins(CarbonConfig()),

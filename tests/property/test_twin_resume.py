@@ -34,6 +34,7 @@ USUAL = TwinConfig(gpu_sample_every_us=5 * MINUTE_US, fault_rate_factor=300.0)
 RICH = replace(
     USUAL,
     shares=SharesConfig(of_single_gpu_jobs=0.8),
+    service_parts={"chat": 300},
     tenants=(
         TenantConfig(name="6214e9", gpus={"h100": 24, "a100": 12, "l4": 6}, usd_per_day=2_000.0),
         TenantConfig(name="11cb48", gpus={"l4": 3}, priority=1),
@@ -85,8 +86,9 @@ def check(world: World) -> None:
             assert (slot == SHARED) == bool(parts)
             assert sum(parts.values()) <= 1000, "no device holds more than all of it"
             for name, milli in parts.items():
-                assert state.jobs[name].gpu_milli == milli
-                slots.setdefault(name, []).append(node.id)
+                part = 300 if name in state.services else state.jobs[name].gpu_milli
+                assert milli == part * (milli // part)
+                slots.setdefault(name, []).extend([node.id] * (milli // part))
             if slot and slot != SHARED:
                 assert node.phase in RENTED, "only a working node runs something"
                 slots.setdefault(slot, []).append(node.id)

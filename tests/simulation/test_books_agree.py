@@ -34,6 +34,7 @@ ROUGH = TwinConfig(
 RICH = replace(
     ROUGH,
     shares=SharesConfig(of_single_gpu_jobs=0.8),
+    service_parts={"chat": 300},
     tenants=(TenantConfig(name="6214e9", gpus={"a100": 16, "l4": 16}, usd_per_day=5_000.0),),
     facilities=(FacilityConfig(name="disks", kind="storage", capacity=1e9, per_gpu=1e7),),
 )

@@ -26,7 +26,8 @@ TWICE = (USUAL.services[0], replace(USUAL.services[0], name="code"))
     ("config", "said"),
     [
         (replace(USUAL, placement="affinity"), "placed by affinity; this level knows binpack only"),
-        (replace(USUAL, shares=SharesConfig()), "jobs share GPUs; this level knows whole GPUs"),
+        (replace(USUAL, shares=SharesConfig()), "GPUs are shared; this level knows whole GPUs"),
+        (replace(USUAL, service_parts={"chat": 250}), "GPUs are shared; this level knows whole"),
         (replace(USUAL, tenants=(TenantConfig(name="t"),)), "limits or priorities"),
         (replace(USUAL, facilities=(DISKS,)), "jobs depend on disks; this level knows no"),
         (

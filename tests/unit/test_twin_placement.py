@@ -102,6 +102,7 @@ def test_world_from_before_placement_could_be_chosen_goes_on() -> None:
     for later in (
         b'"placement":"binpack",',
         b',"shares":null',
+        b',"service_parts":{}',
         b',"tenants":[]',
         b',"facilities":[]',
         b',"carbon":{"grams_per_kwh":null,"swing":0.15,"usd_per_tonne":0.0}',

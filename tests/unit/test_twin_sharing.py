@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from asked_world import START, job, world_of
-from gpuloop.schemas.messages import GpuSample, JobEvent, ResourceSample
+from gpuloop.schemas.messages import GpuSample, JobEvent, ResourceSample, ServiceSample
 from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
-from gpuloop.twin.config import SharesConfig
+from gpuloop.twin.config import ServiceConfig, SharesConfig
 from gpuloop.twin.placement import Manner, Room, place, place_part
 from gpuloop.twin.sharing import SHARED, asked_milli, free_milli, hourly, take_part
 from gpuloop.twin.state import Node
@@ -196,3 +196,58 @@ wide,6000,1,8,1000,,BE,Succeeded,10022500,10026000,10022500
 def test_openb_without_its_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="openb needs"):
         build_workload(tmp_path, "openb", start_us=0, seed=0, shape="bursty")
+
+
+def served(**changes: object) -> World:
+    """Return a world whose service has servers of three tenths of a GPU, beside one small job."""
+    chat = ServiceConfig(name="chat", pool="l4", requests_per_second=20.0, diurnal=0.0)
+    parts = {"service_parts": {"chat": 300}} | changes
+    world = world_of(job("a", 100, 36_000), services=(chat,), **parts)
+    world.advance(START + 10 * MINUTE_US)
+    return world
+
+
+def test_servers_share_devices_with_each_other_and_with_jobs() -> None:
+    world = served()
+    (node,) = shared(world)
+    servers = world.state.services["chat"].gpus
+    held = [parts for parts in node.shares.values() if "chat" in parts]
+    assert servers == sum(parts["chat"] for parts in held) // 300 > 9
+    assert any(set(parts) == {"a", "chat"} for parts in held)
+    assert all(sum(parts.values()) <= 1000 for parts in node.shares.values())
+    assert len(node.shares) == -(-servers // 3), "three on each, and the job beside some"
+
+
+def test_parts_of_an_unknown_service_are_refused() -> None:
+    with pytest.raises(ValueError, match="no service is called talk"):
+        served(service_parts={"talk": 300})
+
+
+def test_telemetry_tells_the_gpus_that_all_servers_hold() -> None:
+    world = served()
+    said = world.advance(world.now_us + MINUTE_US)
+    (sample,) = [o.message for o in said if isinstance(o.message, ServiceSample)]
+    assert sample.gpus == -(-world.state.services["chat"].gpus * 300 // 1000)
+
+
+def test_a_service_gives_parts_back_one_at_a_time() -> None:
+    world = served()
+    service = world.state.services["chat"]
+    before = service.gpus
+    service.wanted = before - 1
+    world._inference._shrink("chat")
+    assert service.gpus == before - 1
+    (node,) = shared(world)
+    assert sum(parts.get("chat", 0) for parts in node.shares.values()) == 300 * service.gpus
+
+
+def test_evicted_servers_leave_their_parts_and_start_elsewhere() -> None:
+    world = served()
+    (node,) = shared(world)
+    world.inject("lost", node.id, world.now_us)
+    world.advance(world.now_us + 2 * MINUTE_US)
+    assert not node.shares
+    (other,) = shared(world)
+    assert other.id != node.id
+    held = sum(parts.get("chat", 0) for parts in other.shares.values())
+    assert held == 300 * world.state.services["chat"].gpus > 0

@@ -83,8 +83,8 @@ def _refuse_what_is_unknown(config: TwinConfig) -> None:
     """Raise ValueError where a world asks for what would silently not happen at this level."""
     if config.placement != "binpack":
         raise ValueError(f"jobs are placed by {config.placement}; this level knows binpack only")
-    if config.shares is not None:
-        raise ValueError("jobs share GPUs; this level knows whole GPUs only")
+    if config.shares is not None or config.service_parts:
+        raise ValueError("GPUs are shared; this level knows whole GPUs only")
     if config.tenants:
         raise ValueError("tenants have limits or priorities; this level knows neither")
     if config.facilities:

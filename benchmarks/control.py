@@ -72,7 +72,7 @@ def main() -> int:
     config = TwinConfig()
     if chosen.tune:
         retune(parts, config, chosen.traces)
-    cast = Cast(parts=parts, config=config, traces=chosen.traces)
+    cast = Cast(parts=parts, config=config, traces=chosen.traces, seeds=not chosen.quick)
     whole, everyone = cast.plan(), cast.field()
     played = play_apart(cast)
     results = results_of(whole, everyone, played, bounding=None if chosen.quick else cast)
@@ -104,14 +104,13 @@ def results_of(
     classes = []
     for load, batch in found.items():
         service = runs(everyone, played, chosen[load], whole, "service")
-        differing = [played.differing[place] for place in everyone.places[POLICY]]
-        usual = everyone.settings[POLICY].index(everyone.tuned[POLICY])
+        differing = [played.differing[place] for place in everyone.at_tuned(POLICY)]
         classes.append(
             ClassResult(
                 load=load,
                 synthetic=load in whole.synthetic,
-                alpha=everyone.alpha,
-                share_of_decisions_differing=differing[usual],
+                alphas=everyone.alphas,
+                share_of_decisions_differing=sum(differing) / len(differing),
                 batch=_outcome(batch, everyone),
                 service=_outcome(service, everyone) if service else None,
             )
@@ -145,13 +144,13 @@ def runs(
         gather(
             name,
             everyone.settings[name],
-            [[played.scores[place] for place in places]],
+            [[played.scores[place] for place in places] for places in seeds],
             chosen=cells,
             pools=whole.pools,
             dates=whole.dates,
             measure=measure,
         )
-        for name, places in everyone.places.items()
+        for name, seeds in everyone.places.items()
     ]
     return [one for one in found if one is not None]
 

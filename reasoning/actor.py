@@ -82,6 +82,12 @@ class Actor:
         """Return observations in units of their training spread."""
         return (observations - self.mean) / self.scale
 
+    def offsets(self, observations: Floats) -> Floats:
+        """Return actions as `__call__` does, and none in rows that are out of range."""
+        known: Flags = self.in_range(observations)
+        offers: Floats = np.where(known[:, None], self(observations), 0.0)
+        return offers
+
     def in_range(self, observations: Floats) -> Flags:
         """Return which rows (n,) are finite and not far from where the actor was trained."""
         limit = RANGE_SLACK * self.clip

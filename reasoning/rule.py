@@ -14,12 +14,13 @@ from gpuloop.schemas.units import MINUTE_US
 class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the rule tracks its target. Ratios unless the name says otherwise.
 
-    The defaults were chosen in the twin on Philly, 26 September 2017; `benchmarks/rule.py` prints
-    what they earn there beside a fleet left alone. Cold starts take three minutes and waiting is
-    free for five, so capacity held ahead of demand does not pay.
+    How a pool grows was tuned in the twin on Philly, 9 to 15 October 2017 (`make bench-control
+    ARGS=--tune`); `benchmarks/rule.py` prints what a rule earns beside a fleet left alone. Cold
+    starts take three minutes and waiting is free for five, so capacity that is always held ahead
+    of demand does not pay.
     """
 
-    forecast_weight: float = 1.0
+    forecast_weight: float = 0.82
     """How far towards the 15-minute median forecast the pool grows ahead of its demand."""
     spare_nodes: float = 0.0
     """Nodes kept free beyond the target, so that the next small job starts at once.
@@ -31,7 +32,7 @@ class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Share of a mixed pool that may be spot while spot pays."""
     interruption_cost_node_hours: float = 1.0
     """What one reclaim costs, in node-hours of lost work and restarts."""
-    stuck_us: int = 5 * MINUTE_US
+    stuck_us: int = 19 * MINUTE_US
     """A queue that waits for longer, with nothing arriving, gets nodes of its own.
 
     It would fit by count; it does not because free GPUs are scattered over nodes."""
@@ -104,6 +105,22 @@ def split(batch: PoolBatch, total: Floats, config: RuleConfig) -> Floats:
     spot = np.clip(ideal, lowest, np.maximum(lowest, highest))
     on_demand = np.clip(total - spot, batch.low[:, ON_DEMAND], batch.high[:, ON_DEMAND])
     return np.stack([on_demand, np.clip(total - on_demand, 0.0, None)], axis=1)
+
+
+def rebought(batch: PoolBatch, wish: Floats, config: RuleConfig) -> Floats:
+    """Return a wish (n, 4) whose nodes are bought as the rule buys them; their number stays.
+
+    A policy's offset says how many; which billing they are of is settled in one place for all, so
+    that nobody seems to be better at capacity who only buys otherwise. A wish that is the rule's,
+    or no number, stays as it is.
+    """
+    nodes = [ON_DEMAND, SPOT]
+    total = wish[:, ON_DEMAND] + wish[:, SPOT]
+    moved = np.isfinite(total) & (wish[:, nodes] != batch.rule[:, nodes]).any(axis=1)
+    bounded = np.clip(np.where(moved, total, 0.0), batch.nodes_min, batch.nodes_max)
+    bought = wish.copy()
+    bought[:, nodes] = np.where(moved[:, None], split(batch, bounded, config), wish[:, nodes])
+    return bought
 
 
 def spot_ideal_share(batch: PoolBatch, config: RuleConfig) -> Floats:

@@ -276,4 +276,7 @@ MAX_ATTEMPTS: Final = 8
 
 RECLAIM_NOTICE_US: Final = 120 * SECOND_US
 WAITING_GRACE_US: Final = 5 * MINUTE_US
+WORK_PER_WAIT: Final = 10
+"""A job is late when it waits for its first start beyond the grace and this part of its work."""
+
 OFFER_VALID_US: Final = 2 * HOUR_US

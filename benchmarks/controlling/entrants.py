@@ -1,7 +1,7 @@
-"""Everyone who runs: all controllers as they were tuned, and the shipped policy.
+"""Everyone who runs: all controllers as they were tuned, and the policy, as five seeds made it.
 
-The policy is an offset on the rule with its forecast, at the alpha that it has earned, turned by
-the rule's own knob.
+A policy is an offset on the rule with its forecast, at the alphas that it has earned, turned by the
+rule's own knob. The first is the one that ships; the others differ from it by their seed alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from benchmarks.controlling import tuning
 from benchmarks.controlling.classes import LoadClass
 from benchmarks.controlling.evaluate import Plan, only, plan, scheduled
 from benchmarks.controlling.play import Entrant, Residual, Stage
 from benchmarks.controlling.splits import TRAIN, Split
 
-from gpuloop.loop.learn.registry import shipped
+from gpuloop.loop.learn import registry
 from gpuloop.reasoning.actor import Actor
 from gpuloop.reasoning.baselines.catalogue import CONTROLLERS
 from gpuloop.reasoning.rule import RuleConfig
@@ -26,23 +25,34 @@ from gpuloop.twin.config import TwinConfig
 RULE: Final = "rule+forecast"
 """What policies are offsets on, and what they are compared with."""
 POLICY: Final = "policy"
+SEEDS: Final = Path(__file__).resolve().parent / "seeds"
+"""Of the policies that do not ship, a folder each."""
 EVERYONE: Final = (*CONTROLLERS, POLICY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """Entrants, and by name their settings, places among the entrants and tuned setting."""
+    """Entrants, and by name their settings, places among the entrants and tuned setting.
+
+    Places are those of each training seed, one of the untrained, and of each setting in it.
+    """
 
     entrants: tuple[Entrant, ...]
-    places: dict[str, tuple[int, ...]]
+    places: dict[str, tuple[tuple[int, ...], ...]]
     settings: dict[str, tuple[float, ...]]
     tuned: dict[str, float]
-    alpha: float
+    alphas: dict[str, float]
+    """What the policy that ships has earned, by pool."""
+
+    def at_tuned(self, name: str) -> tuple[int, ...]:
+        """Return the place of each seed at the tuned setting."""
+        setting = self.settings[name].index(self.tuned[name])
+        return tuple(places[setting] for places in self.places[name])
 
     @property
     def usual(self) -> tuple[Entrant, ...]:
-        """Return everyone at the tuned setting."""
-        return tuple(one for one in self.entrants if one.setting == self.tuned[one.name])
+        """Return everyone at the tuned setting, of the policies the one that ships."""
+        return tuple(self.entrants[self.at_tuned(name)[0]] for name in self.places)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +67,8 @@ class Cast:
     traces: Path | None
     names: tuple[str, ...] = EVERYONE
     load: LoadClass | None = None
+    seeds: bool = True
+    """Whether the policies of all seeds run, or the one that ships alone."""
 
     def __call__(self) -> tuple[Stage, tuple[Entrant, ...]]:
         """Return the same in whichever process this is called."""
@@ -69,7 +81,7 @@ class Cast:
 
     def field(self) -> Field:
         """Return who plays."""
-        return field_of(self.parts, self.config, self.traces, self.names)
+        return field_of(self.parts, self.config, self.traces, self.names, seeds=self.seeds)
 
 
 def field_of(
@@ -77,38 +89,67 @@ def field_of(
     config: TwinConfig,
     traces: Path | None,
     names: Sequence[str] = EVERYONE,
+    *,
+    seeds: bool = True,
 ) -> Field:
     """Return everyone of these names, as they run on a folder of traces."""
     kept = tuning.load()
-    found = shipped()
-    if found is None:
-        raise ValueError("no policy ships")
-    version, weights = found
-    if version.actor is None or version.normaliser is None:
-        raise ValueError("the policy that ships has no actor")
-    offsets = _offsets(Actor.from_safetensors(weights, version.actor, version.normaliser))
+    learned = policies() if seeds else policies()[:1]
     entrants: list[Entrant] = []
-    places: dict[str, tuple[int, ...]] = {}
+    places: dict[str, list[tuple[int, ...]]] = {}
 
-    def enter(name: str, base: str, alpha: float) -> None:
+    def enter(name: str, base: str, policy: Policy | None = None) -> None:
         one, baseline = kept[base], CONTROLLERS[base]
         configured = one.configured(base, untuned(base, parts, config, traces))
-        places[name] = tuple(range(len(entrants), len(entrants) + len(one.settings)))
+        first = len(entrants)
         for setting in one.settings:
             controller = baseline.make(baseline.turned(configured, setting))
-            if alpha > 0.0:
-                controller = Residual(controller, offsets, alpha)
+            if policy is not None and any(policy.alphas.values()):
+                controller = Residual(controller, policy.offsets, policy.alphas)
             entrants.append(Entrant(name=name, setting=setting, controller=controller))
+        places.setdefault(name, []).append(tuple(range(first, len(entrants))))
 
     for name in names:
-        enter(name, RULE if name == POLICY else name, version.alpha if name == POLICY else 0.0)
+        if name == POLICY:
+            for policy in learned:
+                enter(name, RULE, policy)
+        else:
+            enter(name, name)
     return Field(
         entrants=tuple(entrants),
-        places=places,
+        places={name: tuple(seeds) for name, seeds in places.items()},
         settings={name: kept[RULE if name == POLICY else name].settings for name in places},
         tuned={name: kept[RULE if name == POLICY else name].best for name in places},
-        alpha=version.alpha,
+        alphas=learned[0].alphas,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What one seed made."""
+
+    offsets: Callable[[Floats], Floats]
+    alphas: dict[str, float]
+
+
+def policies() -> tuple[Policy, ...]:
+    """Return the policy that ships and those of the other seeds.
+
+    Raises:
+        ValueError: no policy ships, or one has no actor.
+
+    """
+    found = [registry.shipped(), *map(registry.load, sorted(SEEDS.glob("*/")))]
+    made = []
+    for one in found:
+        if one is None:
+            raise ValueError("a policy is missing")
+        version, weights = one
+        if version.actor is None or version.normaliser is None:
+            raise ValueError(f"{version.policy_id} has no actor")
+        actor = Actor.from_safetensors(weights, version.actor, version.normaliser)
+        made.append(Policy(actor.offsets, dict(version.alphas)))
+    return tuple(made)
 
 
 def untuned(name: str, parts: Split, config: TwinConfig, traces: Path | None) -> Mapping[str, Any]:
@@ -124,13 +165,3 @@ def rule_of(kept: Mapping[str, tuning.Tuned]) -> RuleConfig:
     found = kept[RULE].configured(RULE, {})
     assert isinstance(found, RuleConfig)
     return found
-
-
-def _offsets(actor: Actor) -> Callable[[Floats], Floats]:
-    """Return an actor's offsets, none where it is out of its range, as live."""
-
-    def offsets(observation: Floats) -> Floats:
-        known = actor.in_range(observation)[:, None]
-        return np.where(known, actor(observation), 0.0)
-
-    return offsets

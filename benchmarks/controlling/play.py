@@ -5,7 +5,7 @@ others and is guarded by the same envelope. Prices are frozen, and the purchase 
 all (`reasoning.baselines.controller`), so that what differs is capacity.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gpuloop.loop.learn.pool_course import PoolCourse
 from gpuloop.reasoning.baselines.controller import Controller
-from gpuloop.reasoning.rule import RuleConfig
+from gpuloop.reasoning.rule import RuleConfig, rebought
 from gpuloop.schemas.policy import CONTROL_TICK_US, Floats, PoolBatch
 from gpuloop.schemas.units import USD_MICROS
 from gpuloop.twin.config import TwinConfig
@@ -167,13 +167,23 @@ Offsets = Callable[[Floats], Floats]
 
 
 class Residual:
-    """A learned offset on a controller, at an alpha."""
+    """A learned offset on a controller, at an alpha for each pool."""
 
-    def __init__(self, base: Controller, offsets: Offsets, alpha: float) -> None:
-        """Add `alpha` times the offsets, in delta limits, to what the base wishes."""
+    def __init__(
+        self,
+        base: Controller,
+        offsets: Offsets,
+        alphas: Mapping[str, float],
+        mix: RuleConfig | None = None,
+    ) -> None:
+        """Add `alphas` times the offsets, in delta limits, to what the base wishes; buy by `mix`.
+
+        In a pool that has no alpha the base acts alone.
+        """
         self._base = base
         self._offsets = offsets
-        self._alpha = alpha
+        self._alphas = dict(alphas)
+        self._mix = mix or RuleConfig()
         self.base_wish: Floats = np.zeros((0, 0))
         """What was wished for without the offset, at the last tick."""
 
@@ -184,6 +194,7 @@ class Residual:
     def __call__(self, batch: PoolBatch) -> Floats:
         """Return the wish, (n, 4)."""
         self.base_wish = self._base(batch)
-        offsets = self._alpha * self._offsets(batch.observation)
-        wish: Floats = self.base_wish + offsets * batch.delta
-        return wish
+        alpha = np.array([self._alphas.get(pool, 0.0) for pool in batch.pools])
+        offsets = alpha[:, None] * self._offsets(batch.observation)
+        wish = self.base_wish + offsets * batch.delta
+        return rebought(replace(batch, rule=self.base_wish), wish, self._mix)

@@ -86,6 +86,11 @@ def shown(comparison: Comparison) -> str:
     return f"{comparison.value:.3f} ({comparison.low:.3f} to {comparison.high:.3f})"
 
 
+def _alphas(alphas: dict[str, float]) -> str:
+    """Tell what each pool lets the policy do; nothing where none does."""
+    return ", ".join(f"{pool} {alpha:g}" for pool, alpha in alphas.items() if alpha) or "0"
+
+
 def verdict(comparison: Comparison, *, most: float, bound: bool) -> str:
     """Return whether a ratio, or its upper bound, is at most what it may be, or is not shown."""
     if not isinstance(comparison, Ratio):
@@ -100,7 +105,7 @@ def _summary(classes: tuple[ClassResult, ...]) -> Iterator[str]:
             compared = outcome.compared
             yield _line(
                 _named(one), measure, str(outcome.days), str(compared.events), *_shown(compared),
-                f"{one.alpha:.2g}", f"{one.share_of_decisions_differing:.1%}",
+                _alphas(one.alphas), f"{one.share_of_decisions_differing:.1%}",
             )  # fmt: skip
 
 

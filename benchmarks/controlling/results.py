@@ -76,7 +76,7 @@ class ClassResult(_Part, frozen=True, kw_only=True):
     Attributes:
         load: the class.
         synthetic: whether its days were generated, for want of real ones.
-        alpha: how much of the learned offset the policy has earned.
+        alphas: how much of the learned offset the policy that ships has earned, by pool.
         share_of_decisions_differing: of the policy's decisions, those that are not the rule's.
         batch: by jobs that waited too long.
         service: by minutes with a slow first token, None where no pool of the class serves.
@@ -85,7 +85,7 @@ class ClassResult(_Part, frozen=True, kw_only=True):
 
     load: LoadClass
     synthetic: bool
-    alpha: float
+    alphas: dict[str, float]
     share_of_decisions_differing: float
     batch: Outcome
     service: Outcome | None
@@ -212,7 +212,8 @@ def _class_json(one: ClassResult, variants: Sequence[Variant]) -> Json:
     }
     return {
         **ratios(one.batch.compared),
-        "alpha": one.alpha,
+        "alpha": max(one.alphas.values(), default=0.0),
+        "alphas": one.alphas,
         "share_of_decisions_differing": one.share_of_decisions_differing,
         "events": one.batch.compared.events,
         "days": one.batch.days,

@@ -112,4 +112,7 @@ def _signed_bytes(version: PolicyVersion) -> bytes:
     """
     unsigned = msgspec.structs.replace(version, signature="")
     seen = msgspec.json.decode(msgspec.json.encode(unsigned), type=PolicyVersion)
-    return msgspec.json.encode(seen, order="deterministic")
+    fields = msgspec.to_builtins(seen)
+    if not seen.alphas:
+        del fields["alphas"]  # Versions were signed before there was such a field.
+    return msgspec.json.encode(fields, order="deterministic")

@@ -26,6 +26,7 @@ def save(path: Path, trainer: Trainer, *, episode: int, run: str) -> None:
         "updates": model._n_updates,
         "timesteps": model.num_timesteps,
         "networks": model.policy.state_dict(),
+        "averaged": trainer.averaged.state_dict(),
         "optimisers": {name: one.state_dict() for name, one in trainer.optimisers().items()},
         "entropy": trainer.entropy(),
         "buffer": {
@@ -60,6 +61,7 @@ def restore(path: Path, trainer: Trainer, *, run: str) -> int | None:
         return None
     model, buffer = trainer.model, trainer.buffer
     model.policy.load_state_dict(kept["networks"])
+    trainer.averaged.load_state_dict(kept["averaged"])
     for name, optimiser in trainer.optimisers().items():
         optimiser.load_state_dict(kept["optimisers"][name])
     trainer.set_entropy(kept["entropy"])

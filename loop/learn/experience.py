@@ -14,14 +14,21 @@ topics interleave, in live reading and in a rebuild, and memory stays bounded.
 from collections import OrderedDict
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuloop.schemas.codec import BadInput
 from gpuloop.schemas.messages import Decision, Reward
-from gpuloop.schemas.policy import CONTROL_TICK_US, DIMENSIONS, FEATURE_NAMES, FEATURE_VERSION
+from gpuloop.schemas.policy import (
+    CONTROL_TICK_US,
+    DIMENSIONS,
+    FEATURE_NAMES,
+    FEATURE_VERSION,
+    ON_DEMAND,
+    SPOT,
+)
 from gpuloop.schemas.units import HOUR_US, USD_MICROS
 
 REWARD_SCALE_USD: Final = 10.0
@@ -39,6 +46,8 @@ pool, hours of twenty."""
 
 OUT_OF_ORDER_US: Final = HOUR_US
 """Fleet time by which pools may be out of step within a topic: twice what the evaluator waits."""
+
+Array = NDArray[Any]
 
 Topic = Literal["decisions", "rewards"]
 
@@ -77,9 +86,22 @@ def cut_of(decision: Decision) -> NDArray[np.float32]:
             decision.delta_limit,
         )
     )
-    safe = np.where(limit > 0, limit, 1.0)
-    cut = np.where(limit > 0, (rule + joint * limit - executed) / safe, 0.0)
-    return np.clip(cut, -1.0, 1.0).astype(np.float32)
+    return cut_between(rule + joint * limit, executed, limit).astype(np.float32)
+
+
+def cut_between(wish: Array, executed: Array, limit: Array) -> Array:
+    """Return how far, in delta limits, the envelope moved a wish, (..., 4), within [-1, 1].
+
+    Nodes are told by their total: how they are bought is no policy's wish.
+    """
+    nodes = [ON_DEMAND, SPOT]
+    moved = wish - executed
+    moved[..., nodes] = moved[..., nodes].sum(axis=-1, keepdims=True)
+    most = limit.copy()
+    most[..., nodes] = most[..., nodes].sum(axis=-1, keepdims=True)
+    cut = np.where(limit > 0, moved / np.where(limit > 0, most, 1.0), 0.0)
+    bounded: Array = np.clip(np.nan_to_num(cut), -1.0, 1.0)
+    return bounded
 
 
 K = TypeVar("K")

@@ -89,10 +89,15 @@ def student_t(beyond: float, freedom: int) -> float:
     return sqrt(freedom) * float(np.tan(np.interp(0.5 - beyond, inside, edges)))
 
 
-def earn_alpha(differences_usd: Mapping[float, Sequence[float]]) -> Gate:
-    """Return the alpha with the best lower bound above zero, or 0 when none has one."""
+def earn_alpha(
+    differences_usd: Mapping[float, Sequence[float]], *, tried: int | None = None
+) -> Gate:
+    """Return the alpha with the best lower bound above zero, or 0 when none has one.
+
+    `tried` is how many alphas are judged together, where there are others than these.
+    """
     checks = tuple(
-        check_alpha(alpha, differences_usd[alpha], tried=len(differences_usd))
+        check_alpha(alpha, differences_usd[alpha], tried=tried or len(differences_usd))
         for alpha in sorted(differences_usd)
     )
     best = max(checks, key=lambda check: check.low_usd_per_day, default=None)

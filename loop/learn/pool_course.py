@@ -28,7 +28,9 @@ from gpuloop.loop.decide.observation import (
     UTILISATION_TARGET,
     WAIT_TARGET_US,
 )
+from gpuloop.loop.learn.experience import cut_between
 from gpuloop.loop.learn.forecasts import Forecasts
+from gpuloop.loop.learn.passed import Meter, Passed
 from gpuloop.loop.learn.pool_memory import ChangeLog, Samples
 from gpuloop.reasoning.rule import RuleConfig, rule_action
 from gpuloop.schemas.policy import (
@@ -109,10 +111,9 @@ class PoolCourse:
         numbered = [f"pool{row}" for row in range(worlds.rows)]
         self._names: Final = tuple(numbered if names is None else names)
         self._late_us = 0
-        self.booked_usd: Floats = self._total()
-        """What the ledgers held at the last look, (n,)."""
-        self.earned_usd: Floats = np.zeros(worlds.rows)
-        """What the ledgers took in between the last two looks, (n,)."""
+        self._meter: Final = Meter(worlds, self._newest)
+        self.passed: Passed = self._meter.read(self._newest)
+        """What passed between the last two looks."""
         self._batch: PoolBatch | None = None
         self._guards: EnvelopeState | None = None
 
@@ -132,10 +133,9 @@ class PoolCourse:
         if self._batch is not None:
             raise RuntimeError("act on what was seen before looking again")
         worlds = self.worlds
-        total = self._total()
-        self.earned_usd, self.booked_usd = total - self.booked_usd, total
         before, now = self._newest, worlds.look()
         self._newest = now
+        self.passed = self._meter.read(now)
         counts = worlds.state.counts
         demand = now.gpus_allocated + now.gpus_queued
         self._samples.add(
@@ -193,8 +193,7 @@ class PoolCourse:
         self._log.add(now_us, batch.present, done)
         self.worlds.advance(CONTROL_TICK_US - self._late_us)
         self.tick_us[:] += CONTROL_TICK_US
-        cut = np.where(batch.delta > 0.0, (wish - action) / limit, 0.0)
-        return Done(action=done, cut=np.clip(np.nan_to_num(cut), -1.0, 1.0))
+        return Done(action=done, cut=cut_between(wish, action, batch.delta))
 
     def permitted(self, wish: Floats) -> Floats:
         """Return what the envelope would let through of a wish, (n, 4), without doing it.
@@ -332,11 +331,6 @@ class PoolCourse:
         low[:, PRICE] = PRICE_FLOOR * reference if self._priced else quote
         high[:, PRICE] = PRICE_CEILING * reference if self._priced else quote
         return low, high
-
-    def _total(self) -> Floats:
-        """Return what the ledgers hold, (n,) US dollars."""
-        total: Floats = np.sum(list(self.worlds.books().values()), axis=0) / USD_MICROS
-        return total
 
     def _market(self) -> Floats:
         """Return what a GPU-hour costs upstream, (n,) US dollars' millionths."""

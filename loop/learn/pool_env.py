@@ -7,6 +7,7 @@ takes away most of what has nothing to do with actions. All worlds of an episode
 truncation only; the next episode is the worlds of the next seeds.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import gymnasium
@@ -15,17 +16,18 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from gpuloop.loop.learn.environment import Actions, Observations
 from gpuloop.loop.learn.experience import ACTION_SIZE, CUT_PENALTY, REWARD_SCALE_USD
+from gpuloop.loop.learn.passed import late_prices
 from gpuloop.loop.learn.pool_course import Lateness, PoolCourse
 from gpuloop.loop.learn.scenarios import Domain
 from gpuloop.loop.learn.shared import SharedVecEnv
 from gpuloop.loop.learn.spaces import Scaling, action_box, observation_box
-from gpuloop.reasoning.rule import RuleConfig
+from gpuloop.reasoning.rule import RuleConfig, rebought
 from gpuloop.schemas.messages.learning import Normaliser
-from gpuloop.schemas.policy import CONTROL_TICK_US, PoolBatch
+from gpuloop.schemas.policy import CONTROL_TICK_US, Floats, PoolBatch
 from gpuloop.schemas.units import HOUR_US
 
-DIFFERENCE_USD: Final = 1.0
-"""Dollars of difference to the rule per unit of reward: about what an idle node costs in ticks."""
+REWARD_PER_NODE_HOUR: Final = 10.0
+"""Units of reward per node-hour lost: a late job is some tens, an idle node a few in an hour."""
 
 
 class PoolVecEnv(SharedVecEnv):
@@ -40,11 +42,17 @@ class PoolVecEnv(SharedVecEnv):
         lateness: Lateness | None = None,
         normaliser: Normaliser | None = None,
         priced: bool = False,
+        late_node_hours: Mapping[str, float] | None = None,
         beside_rule: bool = False,
     ) -> None:
         """Act in worlds of a domain, the first of them that of `seed`.
 
-        `beside_rule` tells rewards as differences to the rule, in units of `DIFFERENCE_USD`.
+        Rewards are the ledgers' flow or, where each pool has a price in node-hours for a late job,
+        what is lost (`passed`). `beside_rule` tells them as differences to the rule's.
+
+        Raises:
+            ValueError: a pool has no price where others have one.
+
         """
         self.domain: Final = domain
         self.render_mode = None
@@ -52,6 +60,10 @@ class PoolVecEnv(SharedVecEnv):
         self._lateness = lateness
         self._priced = priced
         self._copies = 2 if beside_rule else 1
+        self._late_prices: Floats | None = None
+        if late_node_hours is not None:
+            pools = tuple(pool.name for pool in domain.config.pools)
+            self._late_prices = late_prices(late_node_hours, pools, domain.worlds * self._copies)
         self._scaling = Scaling(normaliser) if normaliser else None
         self._next_seed = seed
         self._actions: Actions | None = None
@@ -89,11 +101,10 @@ class PoolVecEnv(SharedVecEnv):
         offsets = np.zeros_like(batch.present)
         offsets[:rows] = np.clip(self._actions, -1.0, 1.0)
         self._actions = None
-        done = course.act(batch.rule + offsets * batch.delta)
+        done = course.act(rebought(batch, batch.rule + offsets * batch.delta, course.rule))
         self.batch = course.look()
-        rewards = course.earned_usd[:rows] / REWARD_SCALE_USD
-        if self._copies > 1:
-            rewards = (course.earned_usd[:rows] - course.earned_usd[rows:]) / DIFFERENCE_USD
+        gained = self._gained()
+        rewards = gained[:rows] - gained[rows:] if self._copies > 1 else gained
         rewards = rewards - CUT_PENALTY * np.square(done.cut[:rows]).mean(axis=1)
         observations = self._observed()
         self._tick += 1
@@ -105,6 +116,12 @@ class PoolVecEnv(SharedVecEnv):
             self._begin()
             observations = self._observed()
         return observations, rewards.astype(np.float32), np.full(self.num_envs, truncated), infos
+
+    def _gained(self) -> Floats:
+        passed = self.course.passed
+        if self._late_prices is None:
+            return passed.earned_usd / REWARD_SCALE_USD
+        return -REWARD_PER_NODE_HOUR * passed.lost(self._late_prices)
 
     def _begin(self) -> None:
         seed = self._next_seed

@@ -6,7 +6,7 @@ a stage is set by a person on `controls`.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -43,11 +43,13 @@ def describe(
     seed: int,
     config: dict[str, float | int | str | bool],
     trained_on: Sequence[OffsetRange] = (),
-    alpha: float = 0.0,
+    alphas: Mapping[str, float] | None = None,
     gate: dict[str, float] | None = None,
     summary: str,
 ) -> PolicyVersion:
     """Return the unsigned version of some weights; its id follows from them.
+
+    `alphas` are what it earned by pool: nothing where none is named.
 
     Raises:
         ValueError: the weights are too large for a record.
@@ -68,7 +70,8 @@ def describe(
             "actor": actor,
             "normaliser": normaliser,
             "weights_digest": digest,
-            "alpha": alpha,
+            "alpha": max((alphas or {}).values(), default=0.0),
+            "alphas": dict(alphas or {}),
             "seed": seed,
             "config": config,
             "trained_on": tuple(trained_on),
@@ -159,12 +162,17 @@ def load_weights(broker: Broker, digest: str) -> bytes | None:
 
 
 def shipped() -> tuple[PolicyVersion, bytes] | None:
-    """Return the policy that comes with the project, unsigned, or None where there is none.
+    """Return the policy that comes with the project, as `load` does."""
+    return load(SHIPPED)
+
+
+def load(folder: Path) -> tuple[PolicyVersion, bytes] | None:
+    """Return the policy that was stored in a folder, unsigned, or None where there is none.
 
     Raises:
         ValueError: the weights are not the ones the manifest names.
     """
-    manifest, weights_file = SHIPPED / "policy.json", SHIPPED / "actor.safetensors"
+    manifest, weights_file = folder / "policy.json", folder / "actor.safetensors"
     if not manifest.exists():
         return None
     version = msgspec.json.decode(manifest.read_bytes(), type=PolicyVersion)

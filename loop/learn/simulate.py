@@ -1,10 +1,10 @@
 """The whole loop in memory: twin, observe, forecast, decide, evaluate, under virtual time.
 
-Training environments, the check behind alpha and the report's re-runs all come from here, so they
-meet the same rule, envelope, arbiter and ledger as the live fleet, and decide as late (`LAGS`);
-only the policy's offsets are given from outside. The loop stands still where a decision is due,
-shows what the decider sees, and goes on when it is told the offsets. Draws are keyed by entity, so
-two runs that differ in policy meet the same luck.
+Environments of the whole loop and the report's re-runs come from here, so they meet the same rule,
+envelope, arbiter and ledger as the live fleet, and decide as late (`LAGS`); only the policy's
+offsets are given from outside. The loop stands still where a decision is due, shows what the
+decider sees, and goes on when it is told the offsets. Draws are keyed by entity, so two runs that
+differ in policy meet the same luck.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,6 @@ from gpuloop.loop.evaluate.evaluator import Evaluator
 from gpuloop.loop.services.twin_fleet import TwinFleet
 from gpuloop.loop.shells.keeper import Keeper
 from gpuloop.loop.shells.simulation import Lag, Simulation
-from gpuloop.reasoning.actor import Actor
 from gpuloop.reasoning.forecast import Forecaster
 from gpuloop.reasoning.pricing import PricingConfig
 from gpuloop.reasoning.rule import RuleConfig
@@ -62,16 +61,6 @@ A stack under more load is later than this; the range that its actor was trained
 def rule_alone(batch: PoolBatch) -> NDArray[Any]:
     """Wish for nothing beyond the rule."""
     return np.zeros_like(batch.present)
-
-
-def offsets_of(actor: Actor, alpha: float) -> Offsets:
-    """Return an actor as the offsets it acts with at an alpha: none out of its range, as live."""
-
-    def offsets(batch: PoolBatch) -> NDArray[Any]:
-        known = actor.in_range(batch.observation)[:, None]
-        return np.where(known, alpha * actor(batch.observation), 0.0)
-
-    return offsets
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,16 +1,12 @@
-"""Train a policy in the twin and let it earn its alpha: what `gpuloop train` runs.
+"""Train a policy in the twin: what `gpuloop train` runs before the policy is judged.
 
 It learns at pool level, in drawn worlds side by side and beside the rule in copies of them
-(`pool_env`), and is judged at node level, in the whole loop. Three parts: a randomly pushed rule
-fits the normaliser and fills the buffer, then the policy explores and trains episode by episode,
-then the check runs days that training never saw, policy and rule on the same draws. Between
-episodes the run can be kept on disk, from where it goes on as if it had not been killed.
+(`pool_env`). Two parts: a randomly pushed rule fits the normaliser and fills the buffer, then the
+policy explores and trains episode by episode; `judge` says what it earned. Between episodes the run
+can be kept on disk, from where it goes on as if it had not been killed.
 """
 
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,16 +14,13 @@ import msgspec
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from gpuloop.loop.children import end_with
 from gpuloop.loop.learn import checkpoint
 from gpuloop.loop.learn.experience import ACTION_SIZE, Transition
-from gpuloop.loop.learn.gate import ALPHAS, Gate, earn_alpha
 from gpuloop.loop.learn.pool_env import PoolVecEnv
 from gpuloop.loop.learn.scenarios import Domain
-from gpuloop.loop.learn.simulate import FleetSimulation, Offsets, offsets_of, rule_alone
 from gpuloop.loop.learn.spaces import fit_normaliser
 from gpuloop.loop.learn.trainer import Trainer, TrainerConfig
-from gpuloop.reasoning.actor import Actor
+from gpuloop.reasoning.rule import RuleConfig
 from gpuloop.schemas.identity import sha256_of
 from gpuloop.schemas.messages.learning import ActorSpec, Normaliser
 from gpuloop.schemas.policy import CONTROL_TICK_US
@@ -35,7 +28,6 @@ from gpuloop.schemas.units import HOUR_US
 from gpuloop.twin.config import TwinConfig
 
 DAY_US: Final = 24 * HOUR_US
-WARM_UP_US: Final = 6 * HOUR_US
 HOUR_TICKS: Final = HOUR_US // CONTROL_TICK_US
 
 EXPLORATION_BLOCK: Final = 5
@@ -48,6 +40,19 @@ PUSHES: Final = (0.0, 0.3, 1.0)
 SEEDS_APART: Final = 1_000_000
 """Worlds of a run, at most; those that fill the buffer come from the upper half."""
 
+LATE_NODE_HOURS: Final = {"h100": 10.0, "a100": 12.0, "l4": 1.25}
+"""What a late job costs in node-hours of its pool: about what makes a policy cost as much as the
+rule on the training weeks, so that what it gains is service."""
+
+RECIPES: Final = {
+    "sac": TrainerConfig(algorithm="sac", n_steps=5, averaging=8_000),
+    "td3": TrainerConfig(algorithm="td3", n_steps=5, averaging=8_000, exploration_noise=0.4),
+    "td3+bc": TrainerConfig(
+        algorithm="td3", n_steps=5, averaging=8_000, exploration_noise=0.4, imitation=0.4
+    ),
+}
+"""How each algorithm learns here: what did best on the training weeks, at two days of 16 worlds."""
+
 Progress = Callable[[str, float], None]
 """Told what is going on and the share of it that is done."""
 
@@ -59,12 +64,16 @@ class Curriculum(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     train_days: int
     check_from_us: int
     check_days: int
+    check_generated_days: int = 21
+    """Days of the generator beside those of the trace, of seeds that training never draws."""
     worlds: int = 16
     """Side by side, each with all pools of the fleet."""
-    episodes: int = 16
+    episodes: int = 2
     episode_hours: int = 24
-    random_hours: int = 6
-    updates_per_transition: float = 0.125
+    random_hours: int = 12
+    updates_per_transition: float = 0.25
+    late_node_hours: dict[str, float] = msgspec.field(default_factory=lambda: dict(LATE_NODE_HOURS))
+    """What a late job costs in each pool (`passed`)."""
 
 
 class Lesson(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +96,7 @@ def teach(
     progress: Progress,
     device: str = "cpu",
     kept: Path | None = None,
+    rule: RuleConfig | None = None,
 ) -> Lesson:
     """Train a policy on the training days and return it; the same arguments give the same bytes.
 
@@ -94,22 +104,29 @@ def teach(
     """
     domain = _domain(curriculum, twin, traces)
     first = seed * SEEDS_APART
-    raw = PoolVecEnv(domain, seed=first + SEEDS_APART // 2, beside_rule=True)
+
+    def environment(begins: int, normaliser: Normaliser | None = None) -> PoolVecEnv:
+        return PoolVecEnv(
+            domain,
+            seed=begins,
+            rule=rule,
+            normaliser=normaliser,
+            late_node_hours=curriculum.late_node_hours,
+            beside_rule=True,
+        )
+
+    raw = environment(first + SEEDS_APART // 2)
     made = list(wander(raw, curriculum.random_hours * HOUR_TICKS, seed, progress))
     normaliser = fit_normaliser(np.stack([one.observation for one in made]))
 
-    def environment(episode: int) -> PoolVecEnv:
-        begins = first + episode * curriculum.worlds
-        return PoolVecEnv(domain, seed=begins, normaliser=normaliser, beside_rule=True)
-
-    env = environment(0)
+    env = environment(first, normaliser)
     trainer = Trainer(trainer_config, seed=seed, normaliser=normaliser, env=env, device=device)
     run = _run(trainer_config, curriculum, twin, traces, seed=seed)
     done = checkpoint.restore(kept, trainer, run=run) if kept is not None else None
     if done is None:
         trainer.add(made)
     elif done:
-        trainer.model.set_env(environment(done))
+        trainer.model.set_env(environment(first + done * curriculum.worlds, normaliser))
     ticks = curriculum.episode_hours * HOUR_TICKS
     total = curriculum.episodes * ticks * env.num_envs
 
@@ -177,76 +194,3 @@ def wander(env: VecEnv, ticks: int, seed: int, progress: Progress) -> Iterator[T
         observations = np.asarray(told)
         if (tick + 1) % HOUR_TICKS == 0:
             progress("filling the buffer", (tick + 1) / ticks)
-
-
-class _Day(msgspec.Struct, frozen=True):
-    """One day of the check under one alpha, as a worker process is told it."""
-
-    twin: TwinConfig
-    traces: str
-    start_us: int
-    alpha: float
-    weights: bytes
-    actor: ActorSpec
-    normaliser: Normaliser
-
-
-def check(
-    lesson: Lesson,
-    curriculum: Curriculum,
-    twin: TwinConfig,
-    *,
-    traces: Path | None,
-    seed: int,
-    workers: int,
-    progress: Progress,
-    alphas: Sequence[float] = ALPHAS,
-) -> Gate:
-    """Run every alpha and the rule on the same held-out days and return the alpha it earned.
-
-    Each day is a world of its own that starts from the trace's running jobs; its first hours are
-    not scored, so that the day before does not decide the day.
-    """
-    starts = [curriculum.check_from_us + day * DAY_US for day in range(curriculum.check_days)]
-    days = [
-        _Day(
-            twin=msgspec.structs.replace(twin, seed=seed),
-            traces=str(traces) if traces is not None else "",
-            start_us=start,
-            alpha=alpha,
-            weights=lesson.weights,
-            actor=lesson.actor,
-            normaliser=lesson.normaliser,
-        )
-        for start in starts
-        for alpha in (0.0, *alphas)
-    ]
-    what = f"checking {len(starts)} days at {len(alphas)} alphas"
-    progress(what, 0.0)
-    earned: dict[tuple[int, float], float] = {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=end_with, initargs=(os.getpid(),)
-    ) as pool:
-        for done, (day, usd) in enumerate(zip(days, pool.map(_score, days), strict=True), start=1):
-            earned[day.start_us, day.alpha] = usd
-            progress(what, done / len(days))
-    differences = {
-        alpha: [earned[start, alpha] - earned[start, 0.0] for start in starts] for alpha in alphas
-    }
-    return earn_alpha(differences)
-
-
-def _score(day: _Day) -> float:
-    """Return what a day earned after its warm-up, in US dollars."""
-    config = msgspec.structs.replace(day.twin, start_us=day.start_us)
-    offsets: Offsets = rule_alone
-    if day.alpha > 0:
-        offsets = offsets_of(
-            Actor.from_safetensors(day.weights, day.actor, day.normaliser), day.alpha
-        )
-    traces = Path(day.traces) if day.traces else None
-    fleet = FleetSimulation(config, traces=traces, offsets=offsets)
-    before = fleet.run(fleet.start_us + WARM_UP_US)
-    whole = fleet.run(fleet.start_us + WARM_UP_US + DAY_US)
-    return whole.usd - before.usd

@@ -7,6 +7,7 @@ round a pure function of (transitions, seed, configuration). A model seeds the g
 when it is made, which is why one process trains one policy at a time.
 """
 
+import copy
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any, Final, Literal
@@ -21,11 +22,12 @@ from safetensors.numpy import save as save_safetensors
 from stable_baselines3 import TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import VecEnv
 
 from gpuloop.loop.learn.algorithms import WeighingSAC, WeighingTD3
 from gpuloop.loop.learn.experience import ACTION_SIZE, OBSERVATION_SIZE, Transition
+from gpuloop.loop.learn.exploration import RowNoise
 from gpuloop.loop.learn.replay import Priorities, PrioritisedReplayBuffer
 from gpuloop.loop.learn.spaces import Scaling, action_box, observation_box
 from gpuloop.schemas.messages.learning import ActorSpec, Normaliser
@@ -58,6 +60,11 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     priority_exponent: float = 0.0
     """How much more often surprises are replayed: 0 draws all alike, 1 by their size."""
     priority_correction: float = 0.6
+    averaging: int = 0
+    """Updates over which the exported actor is a mean of what it was; 0 exports the last one.
+
+    Rewards are mostly luck here, and an actor follows its critic's last mistake; its mean does not.
+    """
     n_steps: int = 1
     """Control ticks whose rewards are summed before the critic is asked."""
 
@@ -72,12 +79,12 @@ class _Spaces(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 class _Watch(BaseCallback):
     """Tells how many transitions have been made, at every step."""
 
-    def __init__(self, tell: Callable[[int], None]) -> None:
+    def __init__(self, step: Callable[[int], None]) -> None:
         super().__init__()
-        self._tell = tell
+        self._step = step
 
     def _on_step(self) -> bool:
-        self._tell(self.num_timesteps)
+        self._step(self.num_timesteps)
         return True
 
 
@@ -128,9 +135,8 @@ class Trainer:
                 **shared,
             )
         else:
-            noise = NormalActionNoise(
-                np.zeros(ACTION_SIZE), np.full(ACTION_SIZE, config.exploration_noise)
-            )
+            rows = 1 if env is None else env.num_envs
+            noise = RowNoise(config.exploration_noise, rows, ACTION_SIZE)
             self.model = WeighingTD3(
                 target_policy_noise=config.target_noise,
                 action_noise=noise,
@@ -140,11 +146,14 @@ class Trainer:
         # `configure` would leave an empty folder in /tmp for each model.
         self.model.set_logger(Logger(folder=None, output_formats=[]))
         with torch.no_grad():
-            last = self._linear_layers()[-1]
+            last = _linear_layers(self.model.actor)[-1]
             last.weight.mul_(0.01)
             last.bias.zero_()
         if isinstance(self.model, TD3):
             self.model.actor_target.load_state_dict(self.model.actor.state_dict())
+        self.averaged: Final = copy.deepcopy(self.model.actor).requires_grad_(requires_grad=False)
+        """What is exported: the mean of what the actor was, where it is averaged."""
+        self._averaged_at = 0
 
     @property
     def updates(self) -> int:
@@ -195,7 +204,15 @@ class Trainer:
         model._convert_train_freq()
         model.gradient_steps = share.numerator
         model.learning_starts = max(0, self.config.batch_size - self._stored())
-        model.learn(transitions, callback=_Watch(tell), reset_num_timesteps=False)
+        if isinstance(model.action_noise, RowNoise):
+            model.action_noise.reset()
+
+        def step(made: int) -> None:
+            self._average()
+            tell(made)
+
+        self._averaged_at = self.updates
+        model.learn(transitions, callback=_Watch(step), reset_num_timesteps=False)
 
     def act(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return actions in [-1, 1] for raw observations, one row each."""
@@ -210,7 +227,8 @@ class Trainer:
             observation_size=OBSERVATION_SIZE, action_size=ACTION_SIZE, hidden=self.config.hidden
         )
         tensors = {}
-        for index, layer in enumerate(self._linear_layers()):
+        actor = self.averaged if self.config.averaging else self.model.actor
+        for index, layer in enumerate(_linear_layers(actor)):
             tensors[f"layer.{index}.weight"] = layer.weight.detach().cpu().numpy()
             tensors[f"layer.{index}.bias"] = layer.bias.detach().cpu().numpy()
         return spec, save_safetensors(tensors)
@@ -222,7 +240,7 @@ class Trainer:
             ValueError: the weights are for another shape of actor.
         """
         tensors = load_safetensors(weights)
-        layers = self._linear_layers()
+        layers = _linear_layers(self.model.actor)
         if len(tensors) != 2 * len(layers):
             raise ValueError(f"{len(tensors)} tensors for {len(layers)} layers")
         with torch.no_grad():
@@ -235,6 +253,7 @@ class Trainer:
                     target.copy_(torch.as_tensor(tensor))
         if isinstance(self.model, TD3):
             self.model.actor_target.load_state_dict(self.model.actor.state_dict())
+        self.averaged.load_state_dict(self.model.actor.state_dict())
 
     @property
     def buffer(self) -> PrioritisedReplayBuffer:
@@ -266,13 +285,20 @@ class Trainer:
             with torch.no_grad():
                 model.log_ent_coef.fill_(logarithm)
 
+    def _average(self) -> None:
+        """Move the exported actor towards the present one, by as much as was learnt meanwhile."""
+        if self.config.averaging:
+            share = 1.0 - float(np.exp((self._averaged_at - self.updates) / self.config.averaging))
+            polyak_update(self.model.actor.parameters(), self.averaged.parameters(), share)
+        self._averaged_at = self.updates
+
     def _stored(self) -> int:
         return self.buffer.size() * self.model.n_envs
 
-    def _linear_layers(self) -> list[torch.nn.Linear]:
-        actor = self.model.actor
-        return [
-            module
-            for name, module in actor.named_modules()
-            if isinstance(module, torch.nn.Linear) and not name.startswith("log_std")
-        ]
+
+def _linear_layers(actor: torch.nn.Module) -> list[torch.nn.Linear]:
+    return [
+        module
+        for name, module in actor.named_modules()
+        if isinstance(module, torch.nn.Linear) and not name.startswith("log_std")
+    ]

@@ -1,6 +1,5 @@
 """`gpuloop train`: make a policy in the twin and let it earn its alpha."""
 
-import os
 import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,8 +15,11 @@ from gpuloop.ops.stack.preflight import refuse_no_traces
 from gpuloop.schemas.units import SECOND_US
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gpuloop.loop.learn.gate import Gate
     from gpuloop.loop.learn.teach import Curriculum, Lesson
+    from gpuloop.loop.learn.trainer import TrainerConfig
     from gpuloop.schemas.messages import PolicyVersion
 
 TRAIN_FROM = "2017-09-25"
@@ -27,7 +29,7 @@ KEPT = "training.pt"
 
 
 def train(
-    algorithm: Annotated[str, typer.Option(help="sac or td3.")] = "sac",
+    algorithm: Annotated[str, typer.Option(help="sac, td3 or td3+bc.")] = "td3",
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for policy.json and actor.safetensors; a killed run goes on."),
@@ -42,36 +44,35 @@ def train(
     check_days: Annotated[int, typer.Option(min=1, help="Held-out days of the check.")] = 7,
     episodes: Annotated[
         int, typer.Option(min=1, help="Days of fleet time that 16 worlds live side by side.")
-    ] = 16,
+    ] = 2,
     updates_per_transition: Annotated[
         float, typer.Option(min=0.0, help="Gradient steps per transition.")
-    ] = 0.125,
+    ] = 0.25,
     seed: Annotated[int, typer.Option(min=0, help="Seed of world, networks and check.")] = 0,
     traces: Annotated[
         Path | None, typer.Option(envvar="GPULOOP_TRACES", help="Folder of public traces.")
     ] = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes that run the check's days.")
-    ] = os.cpu_count() or 1,
     device: Annotated[str, typer.Option(help="cpu, or cuda where there is one.")] = "cpu",
 ) -> None:
     """Train a policy in the twin, check it on held-out days, and write it with its verdict.
 
-    Prints what each alpha earned against the rule on the same draws, with intervals over days that
-    hold for all alphas at once with 90 %; a policy with no lower bound above zero gets alpha 0.
+    Prints what each alpha gained in each pool against the rule on the same draws: idle capacity,
+    penalties and late jobs, each at its price. Intervals over days hold for all of them at once
+    with 90 %; a pool in which no alpha has a lower bound above zero gets alpha 0.
     """
     from gpuloop.loop.learn import registry
-    from gpuloop.loop.learn.teach import check, teach
-    from gpuloop.loop.learn.trainer import TrainerConfig
+    from gpuloop.loop.learn.judge import judge
+    from gpuloop.loop.learn.teach import RECIPES, teach
     from gpuloop.twin.config import TwinConfig
 
-    if algorithm not in ("sac", "td3"):
-        raise typer.BadParameter(f"{algorithm} is neither sac nor td3", param_hint="--algorithm")
+    if algorithm not in RECIPES:
+        known = ", ".join(RECIPES)
+        raise typer.BadParameter(f"{algorithm} is none of {known}", param_hint="--algorithm")
     if traces is not None:
         refuse_no_traces(traces)
     days = Days(train_from, train_days, check_from, check_days)
     curriculum = days.curriculum(episodes, updates_per_transition)
-    config = TrainerConfig(algorithm="td3" if algorithm == "td3" else "sac")
+    config = RECIPES[algorithm]
     twin = TwinConfig()
     with shown() as tell:
         lesson = teach(
@@ -84,13 +85,11 @@ def train(
             device=device,
             kept=None if output is None else output / KEPT,
         )
-        gate = check(
-            lesson, curriculum, twin, traces=traces, seed=seed, workers=workers, progress=tell
-        )
+        gates = judge(lesson, curriculum, twin, traces=traces, seed=seed, progress=tell)
     workload = "trace" if traces is not None else "generator"
-    made = _described(lesson, gate, config.algorithm, days, seed=seed, workload=workload)
+    made = _described(lesson, gates, config, days, seed=seed, workload=workload)
     print_json(made)
-    _print_verdict(gate)
+    _print_verdict(gates)
     if output is not None:
         registry.store(output, made, lesson.weights)
         (output / KEPT).unlink(missing_ok=True)
@@ -124,15 +123,22 @@ class Days:
 
 
 def _described(
-    lesson: "Lesson", gate: "Gate", algorithm: str, days: Days, *, seed: int, workload: str
+    lesson: "Lesson",
+    gates: "Mapping[str, Gate]",
+    config: "TrainerConfig",
+    days: Days,
+    *,
+    seed: int,
+    workload: str,
 ) -> "PolicyVersion":
     """Return the version of what was trained and checked, and what made it."""
     from gpuloop.loop.learn import registry
+    from gpuloop.loop.learn.judge import earned, figures
     from gpuloop.twin.config import TwinConfig
 
     return registry.describe(
         fleet=TwinConfig().fleet,
-        algorithm=algorithm,
+        algorithm=config.algorithm,
         version=0,
         parent="",
         created_wall_us=0,
@@ -142,26 +148,28 @@ def _described(
         seed=seed,
         config={
             **asdict(days),
+            "imitation": config.imitation,
             "updates": lesson.updates,
             "transitions": lesson.transitions,
             "workload": workload,
             "gpuloop": version("gpuloop"),
         },
-        alpha=gate.alpha,
-        gate=gate.figures(),
+        alphas=earned(gates),
+        gate=figures(gates),
         summary=f"{lesson.transitions} transitions in the twin from {days.train_from}",
     )
 
 
-def _print_verdict(gate: "Gate") -> None:
-    for one in gate.checks:
-        interval = f"90 % interval {one.low_usd_per_day:+,.2f} to {one.high_usd_per_day:+,.2f}"
-        print(
-            f"alpha {one.alpha:.2f}: {one.mean_usd_per_day:+,.2f} USD/day against the rule, "
-            f"{interval if one.days > 1 else 'no interval'}, {one.days} days",
-            file=sys.stderr,
-        )
-    print(f"earned alpha {gate.alpha:.2f}", file=sys.stderr)
+def _print_verdict(gates: "Mapping[str, Gate]") -> None:
+    for pool, gate in gates.items():
+        for one in gate.checks:
+            interval = f"90 % interval {one.low_usd_per_day:+,.2f} to {one.high_usd_per_day:+,.2f}"
+            print(
+                f"{pool} at alpha {one.alpha:.2f}: {one.mean_usd_per_day:+,.2f} USD/day against "
+                f"the rule, {interval if one.days > 1 else 'no interval'}, {one.days} days",
+                file=sys.stderr,
+            )
+        print(f"{pool} earned alpha {gate.alpha:.2f}", file=sys.stderr)
 
 
 def _day(text: str) -> datetime:

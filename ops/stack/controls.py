@@ -51,13 +51,10 @@ def publish_first(broker: Broker, fleet: str) -> bool:
     shipped = registry.shipped()
     if shipped is not None:
         version, _ = shipped
-        bodies.append(
-            PolicyStage(
-                pool=EVERY_POOL,
-                policy_id=version.policy_id,
-                stage="champion",
-                alpha=version.alpha,
-            )
-        )
+        earned = {pool: alpha for pool, alpha in version.alphas.items() if alpha > 0.0}
+        bodies += [
+            PolicyStage(pool=pool, policy_id=version.policy_id, stage="champion", alpha=alpha)
+            for pool, alpha in (earned or {EVERY_POOL: 0.0}).items()
+        ]
     publish(broker, bodies, fleet=fleet, by="supervisor", reason="the fleet is a twin")
     return True

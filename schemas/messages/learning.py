@@ -74,7 +74,8 @@ class PolicyVersion(Message, frozen=True, kw_only=True):
     """An immutable policy: where its weights are, what made it, what it expects to see.
 
     `signature` is Ed25519 over the canonical JSON of this message with an empty signature, in hex.
-    `gate` holds the figures of the check that earned `alpha`.
+    `gate` holds the figures of the check that earned `alpha`, the most that any pool of `alphas`
+    earned; in a pool that is not named there nothing was earned, unless none is.
     """
 
     TYPE: ClassVar[str] = "policies"
@@ -97,3 +98,4 @@ class PolicyVersion(Message, frozen=True, kw_only=True):
     public_key: str = ""
     signature: str = ""
     summary: Text = ""
+    alphas: dict[Name, Ratio] = {}

@@ -56,7 +56,7 @@ def test_rewards_are_what_the_ledgers_take_in_less_the_penalty(domain):
     env = PoolVecEnv(domain, seed=3)
     rng = np.random.default_rng(0)
     course, earned, cuts = env.course, 0.0, 0.0
-    before = course.booked_usd
+    before = course._meter._booked_usd
     act = course.act
 
     def noting(wish):
@@ -70,7 +70,7 @@ def test_rewards_are_what_the_ledgers_take_in_less_the_penalty(domain):
         env.step_async(rng.uniform(-1, 1, (env.num_envs, 4)).astype(np.float32))
         _, rewards, _, _ = env.step_wait()
         earned = earned + rewards
-    flow = course.booked_usd - before
+    flow = course._meter._booked_usd - before
     np.testing.assert_allclose((earned + cuts) * REWARD_SCALE_USD, flow, rtol=1e-5)
     assert np.abs(cuts).max() > 0.0
 

@@ -67,7 +67,7 @@ def forecast(gpus: float, **columns: Any) -> Any:
 
 def test_only_the_rule_with_a_forecast_grows_for_one():
     coming = forecast(240.0, gpus_allocated=[180.0])
-    assert total_of(Tracking(RuleConfig(), MIX)(coming)) == 30
+    assert total_of(Tracking(RuleConfig(forecast_weight=1.0), MIX)(coming)) == 30
     assert total_of(BlindTracking(RuleConfig(), MIX)(coming)) == 23
 
 

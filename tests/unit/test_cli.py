@@ -239,7 +239,7 @@ def test_policy_that_ships_is_not_dated_1970() -> None:
     shipped = controls.registry.shipped()
     assert shipped is not None
     assert shipped[0].created_wall_us == 0
-    assert line(shipped[0], 1_000_000_000_000).startswith("2001-09-09 01:46:40  sac-")
+    assert line(shipped[0], 1_000_000_000_000).startswith("2001-09-09 01:46:40  td3-")
 
 
 @pytest.mark.parametrize("damage", ['{"a":', "[]", '{"GPULOOP_SEED": "many"}', "\xff"])

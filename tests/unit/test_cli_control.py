@@ -4,6 +4,7 @@ import json
 from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -98,9 +99,24 @@ def test_first_controls_of_a_twin_grant_auto_and_the_shipped_policy_its_earned_a
     assert modes == {"scaling": "auto", "pricing": "auto", "migration": "auto"}
     shipped = controls.registry.shipped()
     stages = [body for body in said if isinstance(body, PolicyStage)]
-    assert [(s.policy_id, s.alpha) for s in stages] == (
-        [] if shipped is None else [(shipped[0].policy_id, shipped[0].alpha)]
-    )
+    assert shipped is not None
+    version = shipped[0]
+    assert {s.policy_id for s in stages} == {version.policy_id}
+    assert {s.pool: s.alpha for s in stages} == {
+        pool: alpha for pool, alpha in version.alphas.items() if alpha > 0.0
+    }
+
+
+def test_a_policy_that_earned_nothing_stands_by_on_all_pools(monkeypatch) -> None:
+    version, weights = controls.registry.shipped() or (None, b"")
+    assert version is not None
+    nothing = msgspec.structs.replace(version, alpha=0.0, alphas={"l4": 0.0})
+    monkeypatch.setattr(controls.registry, "shipped", lambda: (nothing, weights))
+    broker = MemoryBroker()
+    controls.publish_first(broker, FLEET)
+    found = [decode(one) for one in tail.records(broker, ("controls",), last=99, follow=False)]
+    stages = [one.body for one in found if isinstance(one, Control)]
+    assert [(s.pool, s.alpha) for s in stages if isinstance(s, PolicyStage)] == [("*", 0.0)]
 
 
 def test_first_controls_never_overrule_what_was_said_before() -> None:

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gpuloop import __version__
-from gpuloop.loop.learn import teach
+from gpuloop.loop.learn import judge, teach
 from gpuloop.loop.learn.gate import earn_alpha
 from gpuloop.loop.learn.teach import Lesson
 from gpuloop.ops.cli.main import app
@@ -51,23 +51,27 @@ def untaught(monkeypatch):
         return lesson
 
     monkeypatch.setattr(teach, "teach", taught)
-    monkeypatch.setattr(teach, "check", lambda *_, **__: earn_alpha({0.5: [9.0, 8.0] * 3}))
+    gates = {"h100": earn_alpha({0.5: [9.0, 8.0] * 3}), "l4": earn_alpha({0.5: [-9.0, -8.0] * 3})}
+    monkeypatch.setattr(judge, "judge", lambda *_, **__: gates)
 
 
 def test_a_run_in_a_pipe_shows_progress_and_writes_what_code_made_the_version(untaught):
     run = CliRunner().invoke(app, ["train"])
     assert run.exit_code == 0
     assert "training, 50% done" in run.stderr
-    assert "earned alpha 0.50" in run.stderr
+    assert "h100 earned alpha 0.50" in run.stderr
+    assert "l4 earned alpha 0.00" in run.stderr
     made = json.loads(run.stdout)
     assert made["config"]["gpuloop"] == __version__
     assert made["config"]["train_from"] == "2017-09-25"
     assert made["config"]["updates"] == 5
     assert made["alpha"] == 0.5
+    assert made["alphas"] == {"h100": 0.5, "l4": 0.0}
+    assert made["gate"]["h100_alpha_0.5_mean_usd_per_day"] == 8.5
 
 
 def test_a_single_day_is_told_without_an_interval(untaught, monkeypatch):
-    monkeypatch.setattr(teach, "check", lambda *_, **__: earn_alpha({0.5: [9.0]}))
+    monkeypatch.setattr(judge, "judge", lambda *_, **__: {"l4": earn_alpha({0.5: [9.0]})})
     run = CliRunner().invoke(app, ["train", "--check-days", "1"])
     assert "+9.00 USD/day against the rule, no interval, 1 days" in run.stderr
 

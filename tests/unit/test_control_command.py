@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from benchmarks import control
 from benchmarks.controlling import evaluate, report, tuning
-from benchmarks.controlling.entrants import POLICY, RULE, Cast, Field, field_of, untuned
+from benchmarks.controlling.entrants import POLICY, RULE, Cast, Field, field_of, policies, untuned
 from benchmarks.controlling.evaluate import Plan
 from benchmarks.controlling.play import Played, Stage
 from benchmarks.controlling.results import write_json
@@ -32,10 +32,10 @@ def everyone() -> Field:
     settings = (0.0, 1.0)
     return Field(
         entrants=(),
-        places={name: (2 * place, 2 * place + 1) for place, name in enumerate(names)},
+        places={name: ((2 * place, 2 * place + 1),) for place, name in enumerate(names)},
         settings=dict.fromkeys(names, settings),
         tuned=dict.fromkeys(names, 0.0),
-        alpha=0.5,
+        alphas={"h100": 0.5, "l4": 0.0},
     )
 
 
@@ -135,11 +135,16 @@ def test_everyone_is_entered_at_all_settings_and_the_policy_at_what_it_earned():
     found = field_of(NEW, TwinConfig(), Path())
     kept = tuning.load()
     assert set(found.places) == {*CONTROLLERS, POLICY}
-    assert sum(map(len, found.places.values())) == len(found.entrants)
+    places = [place for seeds in found.places.values() for one in seeds for place in one]
+    assert sorted(places) == list(range(len(found.entrants)))
     assert found.tuned[POLICY] == kept[RULE].best
-    assert found.alpha == shipped()[0].alpha
-    for name, places in found.places.items():
-        assert [found.entrants[place].setting for place in places] == list(found.settings[name])
+    assert found.alphas == shipped()[0].alphas
+    assert len(found.places[POLICY]) == len(policies()) == 5
+    for name, seeds in found.places.items():
+        for places in seeds:
+            told = [found.entrants[place].setting for place in places]
+            assert told == list(found.settings[name])
+    assert [one.name for one in found.usual] == list(found.places)
 
 
 def test_nothing_but_a_schedule_comes_from_the_traces():

@@ -196,7 +196,8 @@ def test_everyone_meets_the_same_world_and_only_acts_in_it_differently():
     def entrant(name: str, alpha: float | None) -> Entrant:
         controller = rule.make()
         if alpha is not None:
-            controller = Residual(controller, lambda seen: np.full((len(seen), 4), 0.5), alpha)
+            alphas = {"h100": alpha, "a100": alpha}
+            controller = Residual(controller, lambda seen: np.full((len(seen), 4), 0.5), alphas)
         return Entrant(name=name, setting=0.0, controller=controller)
 
     days = []
@@ -210,7 +211,8 @@ def test_everyone_meets_the_same_world_and_only_acts_in_it_differently():
     np.testing.assert_array_equal(one.cost_usd, same.cost_usd)
     np.testing.assert_array_equal(one.cost_usd, still.cost_usd)
     np.testing.assert_array_equal(one.violated, same.violated)
-    assert other.cost_usd.sum() > one.cost_usd.sum()
+    assert (other.cost_usd[:2] > one.cost_usd[:2]).all()
+    np.testing.assert_array_equal(other.cost_usd[2], one.cost_usd[2], "no alpha, no offset")
     assert found.differing[3] > 0.0
     assert found.differing[:3] == (0.0, 0.0, 0.0), "who has no offset, or none of it, does as it is"
     np.testing.assert_allclose(found.earned_usd[0], found.earned_usd[1])

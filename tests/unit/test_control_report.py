@@ -52,8 +52,8 @@ def measured(policy_cost: float = 0.9, *, rate: float = 1.0, jobs: float = 10_00
 
 
 def result(load: LoadClass = "bursty", **changes: Any) -> ClassResult:
-    told = {"synthetic": False, "alpha": 0.5, "share_of_decisions_differing": 0.25}
-    told |= {"batch": measured(), "service": None}
+    told = {"synthetic": False, "alphas": {"h100": 0.5, "l4": 0.0}}
+    told |= {"share_of_decisions_differing": 0.25, "batch": measured(), "service": None}
     return ClassResult(load=load, **{**told, **changes})
 
 

@@ -14,7 +14,7 @@ from gpuloop.loop.learn.experience import (
 )
 from gpuloop.schemas.messages import Decision
 from gpuloop.schemas.policy import CONTROL_TICK_US
-from learning_builders import decision, reward
+from learning_builders import LIMIT, RULE, decision, reward
 
 
 def joined(messages):
@@ -56,6 +56,14 @@ def test_pools_are_not_mixed():
 def test_node_level_decisions_and_other_feature_versions_are_left_out():
     messages = [decision(1, level="node"), decision(2, version="pool/0"), reward(1)]
     assert joined(messages)[1] == []
+
+
+def test_buying_the_same_number_of_nodes_otherwise_is_no_cut():
+    wished = np.array(RULE) + 0.5 * np.array(LIMIT)
+    other = wished + np.array([-1.0, 1.0, 0.0, 0.0])
+    assert not cut_of(decision(1, joint=0.5, executed=other)).any()
+    fewer = cut_of(decision(1, joint=0.5, executed=wished - np.array([1.0, 0.0, 0.0, 0.0])))
+    np.testing.assert_allclose(fewer, [0.25, 0.25, 0.0, 0.0])
 
 
 def test_what_the_envelope_cut_costs_the_learner_and_nobody_else():

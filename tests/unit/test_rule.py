@@ -1,15 +1,19 @@
 """The rule: grows at once, shrinks late, follows prices in steps."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from builders import batch
-from gpuloop.reasoning.rule import RuleConfig, rule_action, spot_ideal_share
+from gpuloop.reasoning.rule import RuleConfig, rebought, rule_action, spot_ideal_share
 from gpuloop.schemas.policy import MIGRATION, ON_DEMAND, PRICE, SPOT
 from gpuloop.schemas.units import MINUTE_US
 
-RULE = RuleConfig(spare_nodes=0.0, spot_share=0.5, scarcity=0.5, usual_load=0.5)
+RULE = RuleConfig(
+    forecast_weight=1.0, stuck_us=5 * MINUTE_US, spot_share=0.5, scarcity=0.5, usual_load=0.5
+)
 
 
 def nodes(wish: np.ndarray) -> float:
@@ -137,3 +141,26 @@ def test_each_row_of_a_batch_is_decided_as_if_it_were_alone():
     for row in range(3):
         alone = rule_action(batch(**{name: [of[row]] for name, of in rows.items()}), RULE)
         np.testing.assert_array_equal(together[row], alone[0])
+
+
+def asked(on_demand: float, spot: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return a wish of so many nodes more than the rule's, and what is bought of it."""
+    mixed = batch(gpus_queued=[64.0], node_cost=[[10.0, 4.0]])
+    told = dataclasses.replace(mixed, rule=rule_action(mixed, RULE))
+    wish = told.rule + np.array([[on_demand, spot, 0.0, 0.0]])
+    return wish, rebought(told, wish, RULE)
+
+
+@pytest.mark.parametrize("more", [(3.0, 0.0), (0.0, 3.0), (5.0, -2.0)])
+def test_what_is_wished_for_beyond_the_rule_is_bought_as_the_rule_buys(more):
+    wish, bought = asked(*more)
+    assert nodes(bought) == nodes(wish)
+    np.testing.assert_array_equal(bought, asked(0.0, 3.0)[1])
+    assert bought[0, PRICE] == wish[0, PRICE]
+
+
+def test_the_rule_s_own_wish_and_what_is_no_number_stay_as_they_are():
+    wish, bought = asked(0.0, 0.0)
+    np.testing.assert_array_equal(bought, wish)
+    strange = np.full((1, 4), np.nan)
+    np.testing.assert_array_equal(rebought(batch(), strange, RULE), strange)

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load as tensors
 
 from gpuloop.loop.learn.environment import Course, FleetVecEnv
 from gpuloop.loop.learn.experience import ACTION_SIZE, OBSERVATION_SIZE
@@ -173,3 +174,26 @@ def test_ticks_that_are_not_whole_are_refused():
     trainer = Trainer(TrainerConfig(), seed=0, normaliser=normaliser, env=env)
     with pytest.raises(ValueError, match="whole ticks"):
         trainer.add(made[:-1])
+
+
+def test_what_is_exported_is_the_mean_of_what_the_actor_was():
+    domain = Domain(worlds=1, hours=1)
+    raw = PoolVecEnv(domain, seed=1)
+    made = list(wander(raw, 60, 0, quiet))
+    normaliser = fit_normaliser(np.stack([one.observation for one in made]))
+
+    def exported(averaging: int) -> tuple[np.ndarray, np.ndarray]:
+        env = PoolVecEnv(domain, seed=0, normaliser=normaliser)
+        config = TrainerConfig(algorithm="td3", batch_size=32, averaging=averaging)
+        trainer = Trainer(config, seed=0, normaliser=normaliser, env=env)
+        trainer.add(made)
+        trainer.learn(60 * POOLS, updates_per_transition=1.0, tell=lambda made: None)
+        present = trainer.model.actor.mu[-2].weight.detach().numpy()
+        return tensors(trainer.export()[1])["layer.2.weight"], present
+
+    last, present = exported(0)
+    np.testing.assert_array_equal(last, present)
+    mean, again = exported(100)
+    np.testing.assert_array_equal(present, again)
+    assert not np.array_equal(mean, present)
+    assert np.abs(mean).max() < np.abs(present).max()

@@ -111,7 +111,7 @@ def acted(observations: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     """Return what torch and numpy make of observations, and whether they are in range."""
     trainer = Trainer(TrainerConfig(), seed=0, normaliser=fitted())
     with torch.no_grad():
-        trainer._linear_layers()[-1].weight.mul_(100.0)
+        trainer.model.actor.mu.weight.mul_(100.0)
     spec, weights = trainer.export()
     actor = Actor.from_safetensors(weights, spec, fitted())
     inputs = observations.astype(np.float32)

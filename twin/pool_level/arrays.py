@@ -159,8 +159,9 @@ class State(NamedTuple):
     RECLAIMED,
     LOST,
     VIOLATED,
-) = range(11)
-COUNTS: Final = 11
+    LATE,
+) = range(12)
+COUNTS: Final = 12
 """Columns of `counts`."""
 
 ACCEPTS, REFUSALS, ACCEPTED_SUM, REFUSED_SUM = range(4)

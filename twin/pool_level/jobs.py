@@ -5,7 +5,7 @@ from math import exp
 import numpy as np
 
 from gpuloop.schemas.units import HOUR_US, SECOND_US
-from gpuloop.twin.config import MAX_ATTEMPTS, WAITING_GRACE_US
+from gpuloop.twin.config import MAX_ATTEMPTS, WAITING_GRACE_US, WORK_PER_WAIT
 from gpuloop.twin.demand import accepted_jobs, told_quote
 from gpuloop.twin.jobs import (
     BACKFILL_DEPTH,
@@ -33,6 +33,7 @@ from gpuloop.twin.pool_level.arrays import (
     FREE,
     GAVE_UP,
     GPUS,
+    LATE,
     MARK_US,
     NEVER,
     NEXT_US,
@@ -63,6 +64,13 @@ from gpuloop.twin.pool_level.compiling import also_compiled, compiled
 from gpuloop.twin.pool_level.placement import find, hold, occupy
 
 also_compiled(told_quote, accepted_jobs)
+
+
+@compiled
+def is_late(specs: Specs, spec: int, now_us: int) -> bool:
+    """Return whether a job that has not started by now has waited for too long."""
+    waited_us: int = now_us - specs.at_us[spec]
+    return waited_us > WAITING_GRACE_US and waited_us * WORK_PER_WAIT > specs.work_us[spec]
 
 
 @compiled
@@ -182,6 +190,7 @@ def act(state: State, rules: Rules, specs: Specs, row: int) -> None:
         specs.ended_us[spec] = state.now_us[row]
         specs.fate[spec] = CANCELLED
         state.counts[row, GAVE_UP] += 1
+        state.counts[row, LATE] += is_late(specs, spec, state.now_us[row])
         _forget(state, row, slot)
         return
     state.job[row, slot, CHARGED] = 1
@@ -293,6 +302,7 @@ def _start(
         state.counts[row, STARTS] += 1
         if job[STATE] == QUEUED:
             state.counts[row, WAIT_US] += now - job[QUEUED_US]
+            state.counts[row, LATE] += is_late(specs, spec, now)
     median = WARM_START_SECONDS if warm else COLD_START_SECONDS
     pause = round(median * exp(COLD_START_SIGMA * specs.start_normal[spec]) * SECOND_US)
     job[STATE], job[AVOID], job[BEGUN_US], job[MARK_US] = RUNNING, -1, now, now + pause

@@ -13,9 +13,11 @@ from gpuloop.twin import machines
 from gpuloop.twin.hardware import SERVICE_ACTIVITY
 from gpuloop.twin.pool_level.arrays import (
     ARRIVED_GPUS,
+    ATTEMPT,
     FREE,
     GPUS,
     KINDS,
+    LATE,
     LEAVING,
     NEVER,
     NONE,
@@ -30,6 +32,7 @@ from gpuloop.twin.pool_level.arrays import (
     State,
 )
 from gpuloop.twin.pool_level.compiling import compiled, entry
+from gpuloop.twin.pool_level.jobs import is_late
 
 NO_ACTIVITY = machines.activity(1e-12)
 ACTIVITY_SLOPE = machines.activity(1.0) - NO_ACTIVITY
@@ -61,6 +64,8 @@ class Sight(NamedTuple):
     """Of all jobs that accepted their quote, cumulative."""
     gpus_by_kind: Floats
     """(rows, kinds) GPUs at work for each kind of job or waited for by it."""
+    late_jobs: Floats
+    """Jobs that have waited, or wait, too long for their first start, cumulative."""
 
 
 def blank(rows: int, columns: int) -> Sight:
@@ -124,11 +129,14 @@ def _look_at_jobs(state: State, rules: Rules, specs: Specs, row: int, seen: Sigh
     seen.busy_gpus[row] = max(busy, 0.0) + served * state.utilisation[row]
     seen.arrived_gpus[row] = state.counts[row, ARRIVED_GPUS]
     seen.jobs_queued[row] = state.queued[row]
-    seen.oldest_us[row], gpus, waited = now, 0, 0
+    seen.oldest_us[row], gpus, waited, late = now, 0, 0, state.counts[row, LATE]
     for place in range(state.queued[row]):
         slot = state.queue[row, place]
-        at = specs.at_us[state.job[row, slot, SPEC]]
+        spec = state.job[row, slot, SPEC]
+        at = specs.at_us[spec]
+        late += int(state.job[row, slot, ATTEMPT] == 0 and is_late(specs, spec, now))
         seen.oldest_us[row] = min(seen.oldest_us[row], at)
         gpus += state.job[row, slot, GPUS]
         waited += now - at
     seen.gpus_queued[row], seen.waited_us[row] = gpus, waited
+    seen.late_jobs[row] = late

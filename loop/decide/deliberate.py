@@ -33,7 +33,7 @@ from gpuloop.loop.decide.release import Draft, draft, settle
 from gpuloop.loop.decide.state import DeciderState, movable_jobs, surroundings
 from gpuloop.loop.decide.suspects import Suspicion
 from gpuloop.reasoning.pricing import PricingConfig
-from gpuloop.reasoning.rule import RuleConfig, rebought
+from gpuloop.reasoning.rule import RuleConfig, with_offsets
 from gpuloop.schemas.component import Context, Output
 from gpuloop.schemas.identity import decision_id, derived_event_id
 from gpuloop.schemas.messages import Command
@@ -164,7 +164,7 @@ def _conclude(
 ) -> list[Output]:
     """Return what a choice comes to: the records first, one per pool, then what follows."""
     batch, ctx, epoch = view.batch, view.ctx, state.governance.epoch
-    wish = rebought(batch, batch.rule + choice.joint * batch.delta, mind.rule)
+    wish = with_offsets(batch, choice.joint, mind.rule)
     scene = Scene(
         fleet=mind.fleet,
         level=level,

@@ -31,6 +31,9 @@ SHOWN_AGAIN_US: Final = 15 * MINUTE_US
 MOVE_AGAIN_US: Final = 15 * MINUTE_US
 """A job that was moved is left alone for this long."""
 
+NO_ROOM_US: Final = 5 * MINUTE_US
+"""A job that found no room elsewhere is left alone for this long."""
+
 MOOT: Final = frozenset({"superseded", "unknown_target"})
 """Reasons that say there is nothing left to move."""
 
@@ -63,8 +66,8 @@ class Desk(State):
     shown: dict[str, Shown] = {}
     vetoes: dict[str, Veto] = {}
     """By actuator, target and direction."""
-    moved: dict[str, int] = {}
-    """When each job was last moved, by fleet time."""
+    spared: dict[str, int] = {}
+    """Until when each job is not to be moved again, by fleet time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +164,7 @@ def send(desk: Desk, memory: PoolMemory, command: Command, change: Change) -> No
         usd_micros_per_hour=command.usd_micros_per_hour,
     )
     if command.actuator == "migration":
-        desk.moved[command.target] = command.issued_at_us
+        desk.spared[command.target] = command.issued_at_us + MOVE_AGAIN_US
 
 
 def unbook(desk: Desk, memory: PoolMemory, outcome: Outcome) -> None:
@@ -171,8 +174,10 @@ def unbook(desk: Desk, memory: PoolMemory, outcome: Outcome) -> None:
     leased for the pool as a whole stays while others of the same actuator are under way.
     """
     actuator, pool = outcome.actuator, outcome.pool
-    if actuator == "migration" and outcome.reason not in MOOT:
-        desk.moved.pop(outcome.target, None)
+    if actuator == "migration" and outcome.reason == "no_capacity":
+        desk.spared[outcome.target] = outcome.event_time_us + NO_ROOM_US
+    elif actuator == "migration" and outcome.reason not in MOOT:
+        desk.spared.pop(outcome.target, None)
     names = [f"job/{outcome.target}"]
     if not any(flight.actuator == actuator for flight in memory.flights.values()):
         names += [f"room/{pool}", f"price/{pool}"]
@@ -222,7 +227,7 @@ def tidy(desk: Desk, now_us: int, wall_us: int) -> None:
     desk.shown = {
         key: one for key, one in desk.shown.items() if one.at_us > now_us - SHOWN_AGAIN_US
     }
-    desk.moved = {job: at for job, at in desk.moved.items() if at > now_us - MOVE_AGAIN_US}
+    desk.spared = {job: until for job, until in desk.spared.items() if until > now_us}
 
 
 def _grant(

@@ -89,7 +89,7 @@ def movable_jobs(state: DeciderState, pool: str) -> list[JobState]:
     return [
         job
         for job in jobs_at_risk(state.suspects, state.jobs, pool)
-        if job.job not in moving and job.job not in state.desk.moved
+        if job.job not in moving and job.job not in state.desk.spared
     ]
 
 

@@ -131,13 +131,23 @@ def test_a_job_is_not_moved_again_right_after_a_move():
 def test_a_move_that_failed_is_tried_again_and_one_under_way_is_not():
     loop = ready()
     first, second = commands(strike(loop, fault()))
-    loop.answer(first, "failed", "no_capacity")
+    loop.answer(first, "failed", "error")
     again = commands(loop.minute(CALM))
     assert [one.target for one in again] == [first.target]
     for one in (*again, second):
-        loop.answer(one, "failed", "no_capacity")
-    assert not loop.state.desk.moved
+        loop.answer(one, "failed", "error")
+    assert not loop.state.desk.spared
     assert not loop.state.desk.leases
+
+
+def test_a_job_that_found_no_room_is_tried_again_a_while_later_and_not_every_minute():
+    loop = ready()
+    first, second = commands(strike(loop, fault()))
+    loop.answer(first, "failed", "no_capacity")
+    loop.answer(second, "applied")
+    tried = [[one.target for one in commands(loop.minute(CALM))] for _ in range(8)]
+    assert [targets for targets in tried if targets] == [[first.target]]
+    assert tried.index([first.target]) >= 4
 
 
 @pytest.mark.parametrize("reason", ["superseded", "unknown_target"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from own_kafka import OwnKafka
 from shares import share_of
@@ -14,6 +15,10 @@ from stores import Engine, Postgres, running_engine, running_postgres
 
 # The components and stages of the contract tests are used by integration tests as well.
 sys.path.insert(0, str(Path(__file__).parent / "contract"))
+
+# Hypothesis judges examples by what they show, never by how long a busy machine took.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -47,7 +47,7 @@ def demands(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(demands(), st.integers(0, 6))
 def test_a_pool_is_run_as_if_it_were_alone(
     name: str, world: tuple[np.ndarray, np.ndarray], setting: int
@@ -61,7 +61,7 @@ def test_a_pool_is_run_as_if_it_were_alone(
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(demands(), st.integers(0, 6))
 def test_a_wish_lies_within_the_bounds_and_leaves_the_price_alone(
     name: str, world: tuple[np.ndarray, np.ndarray], setting: int
@@ -79,7 +79,7 @@ def test_a_wish_lies_within_the_bounds_and_leaves_the_price_alone(
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("static", "schedule")])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(demands(), st.integers(0, 6))
 def test_what_cannot_be_seen_takes_no_node(
     name: str, world: tuple[np.ndarray, np.ndarray], setting: int
@@ -140,7 +140,7 @@ def test_a_queue_is_served_and_idle_nodes_are_given_back(name: str):
 
 
 @given(st.lists(st.tuples(st.integers(1, 400), st.integers(-5, 5), st.booleans()), max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_ring_sums_up_what_is_younger_than_its_window(past: list[tuple[int, int, bool]]):
     ring, kept, now = Ring.of_ticks(1, 10 * MINUTE_US), [], MONDAY_US
     for step, value, where in past:

@@ -115,7 +115,7 @@ def act(case: Case) -> np.ndarray:
     return apply_envelope(wish, pool, past, CONFIG, strange).action
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_each_value_lies_between_the_present_and_the_wish_or_the_rule(case: Case):
     wish, pool, _, _ = case
@@ -126,7 +126,7 @@ def test_each_value_lies_between_the_present_and_the_wish_or_the_rule(case: Case
     assert (action <= np.maximum.reduce(ends) + 1e-6).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_what_may_be_done_may_be_done_when_it_is_wished_for(case: Case):
     _, pool, past, strange = case
@@ -135,7 +135,7 @@ def test_what_may_be_done_may_be_done_when_it_is_wished_for(case: Case):
     np.testing.assert_allclose(again, once, atol=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases(), st.sampled_from(["capacity_fresh", "telemetry_fresh", "demand_fresh"]))
 def test_a_staler_input_never_takes_a_node_that_a_fresher_one_would_leave(case: Case, name: str):
     wish, pool, past, strange = case
@@ -147,7 +147,7 @@ def test_a_staler_input_never_takes_a_node_that_a_fresher_one_would_leave(case: 
     assert (after >= pool.present[:, NODES]).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_stale_capacity_yields_no_smaller_fleet_than_fresh_where_money_is_no_limit(case: Case):
     wish, pool, past, strange = case
@@ -160,7 +160,7 @@ def test_stale_capacity_yields_no_smaller_fleet_than_fresh_where_money_is_no_lim
     assert (after >= before).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_no_pool_is_emptied_or_taken_below_its_least(case: Case):
     _, pool, _, _ = case
@@ -184,7 +184,7 @@ def unhindered(case: Case) -> Case:
     return wish, free, envelope_state(len(pool.pools)), strange
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases().map(unhindered))
 def test_nothing_leaves_its_bounds(case: Case):
     _, pool, _, _ = case
@@ -193,7 +193,7 @@ def test_nothing_leaves_its_bounds(case: Case):
     assert (action <= np.maximum(pool.high, pool.present) + 1e-6).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(cases(), cases().map(unhindered)))
 def test_growth_never_breaks_a_ceiling_or_a_budget(case: Case):
     _, pool, _, _ = case
@@ -210,7 +210,7 @@ def test_growth_never_breaks_a_ceiling_or_a_budget(case: Case):
             assert spend[rows].sum() <= pool.fleet_budget[rows][0] + 1e-6
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_budgets_of_the_window_are_kept(case: Case):
     _, pool, past, _ = case
@@ -224,14 +224,14 @@ def test_budgets_of_the_window_are_kept(case: Case):
     assert (action[moved_out, MIGRATION] == 0.0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_steps_keep_to_the_delta_limits(case: Case):
     _, pool, _, _ = case
     assert (np.abs(act(case) - pool.present) <= pool.delta + 1e-6).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_a_row_does_not_depend_on_rows_of_other_fleets(case: Case):
     wish, pool, past, strange = case
@@ -250,7 +250,7 @@ def test_a_row_does_not_depend_on_rows_of_other_fleets(case: Case):
         np.testing.assert_array_equal(single[0], together[row])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_every_changed_value_has_a_reason(case: Case):
     wish, pool, past, strange = case

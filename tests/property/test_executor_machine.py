@@ -226,4 +226,4 @@ class ExecutorMachine(RuleBasedStateMachine):
 
 
 TestExecutorMachine = ExecutorMachine.TestCase
-TestExecutorMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestExecutorMachine.settings = settings(max_examples=150, stateful_step_count=40)

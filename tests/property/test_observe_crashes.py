@@ -208,7 +208,7 @@ def run_to_the_end(world: World, order: np.random.Generator) -> None:
             world.step(*waiting[order.integers(len(waiting))])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.floats(0.002, 0.03))
 def test_agents_that_crash_between_any_two_acts_lose_nothing(seed: int, chance: float) -> None:
     rng = np.random.default_rng(seed)

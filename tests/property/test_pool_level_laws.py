@@ -53,7 +53,7 @@ def check(worlds: PoolWorlds) -> None:
         )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(orders, st.integers(0, 1000))
 def test_gpus_are_conserved_and_flows_are_what_runs(course, seed):
     config = replace(ROUGH, seed=seed)

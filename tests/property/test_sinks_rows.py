@@ -74,7 +74,7 @@ def fits(column: Column, value: Value) -> bool:
 
 
 @pytest.mark.parametrize(("catalogue", "table", "topic"), CASES)
-@settings(max_examples=25, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=25, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(data=st.data())
 def test_any_valid_message_maps(
     catalogue: Catalogue, table: Table, topic: str, data: st.DataObject

@@ -117,7 +117,7 @@ def encoded(outputs: list[Output]) -> bytes:
     return msgspec.json.encode(rows)
 
 
-@settings(max_examples=14, deadline=None, derandomize=True, phases=NO_SHRINKING)
+@settings(max_examples=14, derandomize=True, phases=NO_SHRINKING)
 @given(
     seed=st.integers(0, 50),
     cut_minutes=st.integers(0, HORIZON_MINUTES - 60),
@@ -158,7 +158,7 @@ def test_restored_world_forgets_what_it_was() -> None:
     assert encoded(world.advance(world.start_us + 2 * HOUR_US)) == after
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, phases=NO_SHRINKING)
+@settings(max_examples=6, derandomize=True, phases=NO_SHRINKING)
 @given(steps=st.lists(st.integers(1, 3_600_000_000), min_size=1, max_size=20))
 def test_outputs_do_not_depend_on_how_time_is_cut(steps: list[int]) -> None:
     whole, pieces = build(9), build(9)

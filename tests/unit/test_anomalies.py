@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuloop.reasoning.anomalies import (
@@ -32,7 +32,6 @@ def anomaly(heard: int = 100) -> OpenAnomaly:
     )
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1_000, 1_400), st.integers(0, 100)), min_size=1, max_size=60),
     st.integers(1_000, 1_500),
@@ -66,7 +65,6 @@ def test_minute_owns_the_moment_it_ends() -> None:
     assert minute_of(60 * MINUTE_US + 1) == 60
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.just(float("nan")), st.floats(-1e6, 1e6, width=32)), min_size=1))
 def test_median_ignores_what_is_missing(values: list[float]) -> None:
     known = [value for value in values if value == value]

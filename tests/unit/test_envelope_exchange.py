@@ -59,7 +59,7 @@ def test_the_saving_of_an_exchange_that_is_called_off_is_not_spent_by_another_po
         assert action.tolist() == [[16.0, 8.0], [16.0, 9.0]]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.tuples(st.floats(0, 40), st.floats(0, 40)),
     st.tuples(st.integers(0, 24), st.integers(0, 24)),

@@ -6,7 +6,7 @@ import pytest
 
 from gpuloop.loop.shells import framer as shell
 from gpuloop.loop.shells.broker import Partition
-from gpuloop.loop.shells.framer import FRAMED_THROUGH, Framer, tick_step_us
+from gpuloop.loop.shells.framer import FRAMED_THROUGH, Framer, Round, tick_step_us
 from gpuloop.loop.shells.memory import MemoryBroker
 from gpuloop.schemas.codec import Encoded, decode, encode
 from gpuloop.schemas.messages import ClockAnchor, DeadLetter, Frame
@@ -36,6 +36,11 @@ def anchored(wall: Wall) -> MemoryBroker:
 def sample(node: str, seq: int, *, at: int = START, fleet: str = "local") -> Encoded:
     message = gpu_sample(node, seq=seq, at=at, fleet=fleet, power_watts=(300.0, None))
     return encode("telemetry.gpu", node, message, event_id=f"{node}/{seq}", source="test")
+
+
+def until_dry(framer: Framer) -> list[Round]:
+    """Return the turns until one found nothing: how many they are is the machine's affair."""
+    return list(itertools.takewhile(lambda done: done.samples, iter(framer.advance, None)))
 
 
 def framed(broker: MemoryBroker) -> list[Frame]:
@@ -184,7 +189,7 @@ def test_a_frame_is_closed_before_a_broker_would_refuse_it_and_order_is_kept() -
     framer = Framer(broker, "local", wall=wall)
     framer.open()
     broker.produce([everything("n1", seq) for seq in range(1, 401)])
-    assert framer.advance().frames > 1
+    assert sum(done.frames for done in until_dry(framer)) > 1
     logs = [broker.logs[Partition("internal.frames", n)] for n in range(4)]
     assert max(len(record.value or b"") for log in logs for record in log) < 1_000_000
     assert [seq for frame in framed(broker) for seq in frame.seqs] == list(range(1, 401))
@@ -200,7 +205,9 @@ def test_a_round_takes_no_more_samples_than_memory_is_meant_for(
     framer = Framer(broker, "local", wall=wall)
     framer.open()
     broker.produce([sample(f"n{n}", 1) for n in range(25)])
-    assert [framer.advance().samples for _ in range(4)] == [10, 10, 5, 0]
+    taken = [done.samples for done in until_dry(framer)]
+    assert max(taken) <= 10
+    assert sum(taken) == 25
 
 
 def test_samples_that_never_pause_wait_no_longer_than_the_linger_for_their_frame(

@@ -96,7 +96,7 @@ def test_patrons_pay_what_is_best_and_the_quote_stands_above_it() -> None:
     assert target(curve(14.0), loyalty=0.1) > target(curve(14.0))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     slope=st.floats(0.3, 50.0),
     level=st.floats(-3.0, 5.0),

@@ -42,7 +42,7 @@ def buffer(size=64, envs=1, *, exponent=0.0, n_steps=1, gamma=0.9, correction=1.
     )  # fmt: skip
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0.0, 100.0), min_size=1, max_size=40), st.integers(0, 1000))
 def test_a_mark_falls_into_the_leaf_whose_share_of_the_sum_holds_it(weights, seed):
     tree, given_weights = SumTree(len(weights)), np.array(weights)

@@ -49,6 +49,10 @@ VARIED: Final = "bursty"
 RECLAIMS: Final = (0.25, 4.0)
 """How often spot nodes are taken back is an assumption: results are shown over this range."""
 PEERS: Final = (RULE, "hpa", POLICY)
+QUICK: Final = (
+    "A quick run: without the clairvoyant bound, so that no avoidable cost is known, without the "
+    "policies of the other training seeds, and under no other assumptions."
+)
 GENERATED = Split(known=False, train=None, tune=None, bounds=None, test=(), llm=None)
 """What there is without a folder of traces."""
 
@@ -115,7 +119,8 @@ def results_of(
                 service=_outcome(service, everyone) if service else None,
             )
         )
-    return Results(notes=notes(whole, everyone), classes=tuple(classes))
+    told = notes(whole, everyone) if bounding is not None else (*notes(whole, everyone), QUICK)
+    return Results(notes=told, classes=tuple(classes))
 
 
 def variants(cast: Cast, usual: Results) -> tuple[Variant, ...]:

@@ -107,20 +107,20 @@ def split(batch: PoolBatch, total: Floats, config: RuleConfig) -> Floats:
     return np.stack([on_demand, np.clip(total - on_demand, 0.0, None)], axis=1)
 
 
-def rebought(batch: PoolBatch, wish: Floats, config: RuleConfig) -> Floats:
-    """Return a wish (n, 4) whose nodes are bought as the rule buys them; their number stays.
+def with_offsets(batch: PoolBatch, offsets: Floats, config: RuleConfig) -> Floats:
+    """Return the rule's wish moved by offsets (n, 4), in delta limits: what a policy wishes for.
 
-    A policy's offset says how many; which billing they are of is settled in one place for all, so
-    that nobody seems to be better at capacity who only buys otherwise. A wish that is the rule's,
-    or no number, stays as it is.
+    An offset says how many nodes; which billing they are of is settled in one place for all, so
+    that nobody seems to be better at capacity who only buys otherwise. Where no node is asked for
+    beyond the rule's, or the sum is no number, the nodes stay as they are.
     """
     nodes = [ON_DEMAND, SPOT]
+    wish: Floats = batch.rule + offsets * batch.delta
     total = wish[:, ON_DEMAND] + wish[:, SPOT]
     moved = np.isfinite(total) & (wish[:, nodes] != batch.rule[:, nodes]).any(axis=1)
     bounded = np.clip(np.where(moved, total, 0.0), batch.nodes_min, batch.nodes_max)
-    bought = wish.copy()
-    bought[:, nodes] = np.where(moved[:, None], split(batch, bounded, config), wish[:, nodes])
-    return bought
+    wish[:, nodes] = np.where(moved[:, None], split(batch, bounded, config), wish[:, nodes])
+    return wish
 
 
 def spot_ideal_share(batch: PoolBatch, config: RuleConfig) -> Floats:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from typing import TypeVar
 
 import msgspec
 
@@ -18,7 +19,9 @@ from gpuloop.loop.shells.kafka import KafkaBroker
 from gpuloop.ops.stack.state import StackState, read
 from gpuloop.schemas.catalogue import CATALOGUE
 from gpuloop.schemas.codec import Record, decode
-from gpuloop.schemas.messages import Message
+from gpuloop.schemas.messages import Command, DeadLetter, Message, Outcome
+
+M = TypeVar("M", bound=Message)
 
 PATIENCE_S = 420.0
 UNWATCHED = ("telemetry.gpu", "internal.", "state.nodes", "policies.weights", "audit")
@@ -74,6 +77,34 @@ class Watch:
                 assert left > 0, f"waited {patience_s:.0f} s for {what}"
                 self.changed.wait(min(left, 1.0))
         return result
+
+
+def messages(watch: Watch, kind: type[M], *topics: str) -> list[M]:
+    """Return the messages of a kind on topics."""
+    return [s.message for s in watch.of(*topics) if isinstance(s.message, kind)]
+
+
+def applied(watch: Watch, actuator: str | None = None) -> list[Outcome]:
+    """Return what was applied, by one actuator or by any."""
+    return [
+        outcome
+        for outcome in messages(watch, Outcome, "actions.outcomes")
+        if outcome.status == "applied" and actuator in (None, outcome.actuator)
+    ]
+
+
+def commands(watch: Watch, *actuators: str) -> dict[str, Command]:
+    """Return commands by id, of some actuators or of all."""
+    topics = [f"actions.{a}" for a in actuators] if actuators else ["actions."]
+    return {c.command_id: c for c in messages(watch, Command, *topics)}
+
+
+def letters(watch: Watch) -> list[tuple[str, str, int, str, str]]:
+    """Return what was refused, by whom and why."""
+    return [
+        (letter.stage, letter.topic, letter.offset, letter.reason, letter.detail)
+        for letter in messages(watch, DeadLetter, "deadletters")
+    ]
 
 
 @dataclass

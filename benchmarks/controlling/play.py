@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gpuloop.loop.learn.pool_course import PoolCourse
 from gpuloop.reasoning.baselines.controller import Controller
-from gpuloop.reasoning.rule import RuleConfig, rebought
+from gpuloop.reasoning.rule import RuleConfig, with_offsets
 from gpuloop.schemas.policy import CONTROL_TICK_US, Floats, PoolBatch
 from gpuloop.schemas.units import USD_MICROS
 from gpuloop.twin.config import TwinConfig
@@ -196,5 +196,4 @@ class Residual:
         self.base_wish = self._base(batch)
         alpha = np.array([self._alphas.get(pool, 0.0) for pool in batch.pools])
         offsets = alpha[:, None] * self._offsets(batch.observation)
-        wish = self.base_wish + offsets * batch.delta
-        return rebought(replace(batch, rule=self.base_wish), wish, self._mix)
+        return with_offsets(replace(batch, rule=self.base_wish), offsets, self._mix)

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuloop.schemas.messages.learning import COMPONENTS
-from gpuloop.schemas.units import HOUR_US, MINUTE_US
-from gpuloop.twin.config import TwinConfig
+from gpuloop.schemas.units import HOUR_US
+from gpuloop.twin.config import WAITING_GRACE_US, WORK_PER_WAIT, TwinConfig
 from gpuloop.twin.market import build_market
 from gpuloop.twin.pool_level import arrays
 from gpuloop.twin.pool_level.arrays import Rules, Specs, State
@@ -31,9 +31,6 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-LONGEST_WAIT_US: Final = 5 * MINUTE_US
-WORK_PER_WAIT: Final = 10
-"""A job may wait for five minutes, or a tenth of its work where that is more."""
 MINUTES_PER_DAY: Final = 1440
 USD_MICROS: Final = 1e6
 
@@ -96,7 +93,7 @@ def score(rules: Rules, specs: Specs, window: Window) -> Score:
     started, over = specs.started_us >= 0, specs.ended_us >= 0
     until_us = np.where(started, specs.started_us, np.where(over, specs.ended_us, end_us))
     wait_us = until_us - specs.at_us
-    long = (wait_us > LONGEST_WAIT_US) & (wait_us * WORK_PER_WAIT > specs.work_us)
+    long = (wait_us > WAITING_GRACE_US) & (wait_us * WORK_PER_WAIT > specs.work_us)
     judged = arrived & (specs.at_us >= first_us) & (started | over | long)
     day = (specs.at_us - first_us) // DAY_US
 

@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from benchmarks.controlling.away import first_strikes
 from benchmarks.controlling.programme import Entry, Programme
-from benchmarks.controlling.service import LONGEST_WAIT_US, WORK_PER_WAIT
 from numpy.typing import NDArray
 
 from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
+from gpuloop.twin.config import WAITING_GRACE_US, WORK_PER_WAIT
 from gpuloop.twin.jobs import COLD_START_SIGMA, WARM_START_SECONDS
 from gpuloop.twin.pool_level.arrays import (
     FIELD,
@@ -72,7 +72,7 @@ class Job(NamedTuple):
     def coming(self, at_us: int, window: "Window", *, judged: bool) -> "Job":
         """Return it as one that comes at a time."""
         gives_up_us = at_us + self.patience_us
-        violates_us = at_us + max(LONGEST_WAIT_US, self.work_us // WORK_PER_WAIT)
+        violates_us = at_us + max(WAITING_GRACE_US, self.work_us // WORK_PER_WAIT)
         return self._replace(
             at_us=at_us,
             gives_up_us=gives_up_us,

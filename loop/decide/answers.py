@@ -119,11 +119,8 @@ def _stays(state: DeciderState, memory: PoolMemory, job: JobState) -> str | None
         flight.actuator == "migration" and flight.target == job.job
         for flight in memory.flights.values()
     )
-    return (
-        f"a move of {job.job} was tried a moment ago"
-        if moving or job.job in state.desk.spared
-        else None
-    )
+    tried = moving or job.job in state.desk.spared
+    return f"a move of {job.job} was tried a moment ago" if tried else None
 
 
 def _may_shrink(to: DesiredState, pool: PoolState, now_us: int) -> bool:

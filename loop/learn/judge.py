@@ -22,7 +22,7 @@ from gpuloop.loop.learn.pool_course import PoolCourse
 from gpuloop.loop.learn.scenarios import SLOTS
 from gpuloop.loop.learn.teach import DAY_US, Curriculum, Lesson, Progress
 from gpuloop.reasoning.actor import Actor
-from gpuloop.reasoning.rule import RuleConfig, rebought
+from gpuloop.reasoning.rule import RuleConfig, with_offsets
 from gpuloop.schemas.policy import CONTROL_TICK_US
 from gpuloop.schemas.units import HOUR_US
 from gpuloop.twin.config import TwinConfig
@@ -69,7 +69,7 @@ def judge(
     batch = course.look()
     for tick in range(hours * HOUR_TICKS):
         offsets = strength * actor.offsets(batch.observation)
-        course.act(rebought(batch, batch.rule + offsets * batch.delta, course.rule))
+        course.act(with_offsets(batch, offsets, course.rule))
         batch = course.look()
         if tick >= WARM_UP_HOURS * HOUR_TICKS:
             lost_usd += course.passed.lost(prices) * course.passed.node_usd

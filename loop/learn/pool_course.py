@@ -106,7 +106,7 @@ class PoolCourse:
         self._log: Final = ChangeLog(worlds.rows, self.envelope)
         self._forecasts: Final = Forecasts(worlds.rows)
         self._last_steps = np.zeros((worlds.rows, len(DIMENSIONS)))
-        self._capacity = self._newest = worlds.look()
+        self._newest = worlds.look()
         self._markup = worlds.state.quote / self._market()
         numbered = [f"pool{row}" for row in range(worlds.rows)]
         self._names: Final = tuple(numbered if names is None else names)

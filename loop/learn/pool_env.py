@@ -21,7 +21,7 @@ from gpuloop.loop.learn.pool_course import Lateness, PoolCourse
 from gpuloop.loop.learn.scenarios import Domain
 from gpuloop.loop.learn.shared import SharedVecEnv
 from gpuloop.loop.learn.spaces import Scaling, action_box, observation_box
-from gpuloop.reasoning.rule import RuleConfig, rebought
+from gpuloop.reasoning.rule import RuleConfig, with_offsets
 from gpuloop.schemas.messages.learning import Normaliser
 from gpuloop.schemas.policy import CONTROL_TICK_US, Floats, PoolBatch
 from gpuloop.schemas.units import HOUR_US
@@ -101,7 +101,7 @@ class PoolVecEnv(SharedVecEnv):
         offsets = np.zeros_like(batch.present)
         offsets[:rows] = np.clip(self._actions, -1.0, 1.0)
         self._actions = None
-        done = course.act(rebought(batch, batch.rule + offsets * batch.delta, course.rule))
+        done = course.act(with_offsets(batch, offsets, course.rule))
         self.batch = course.look()
         gained = self._gained()
         rewards = gained[:rows] - gained[rows:] if self._copies > 1 else gained

@@ -41,8 +41,8 @@ SEEDS_APART: Final = 1_000_000
 """Worlds of a run, at most; those that fill the buffer come from the upper half."""
 
 LATE_NODE_HOURS: Final = {"h100": 10.0, "a100": 12.0, "l4": 1.25}
-"""What a late job costs in node-hours of its pool: about what makes a policy cost as much as the
-rule on the training weeks, so that what it gains is service."""
+"""What a late job costs in node-hours of its pool: chosen by hand on the training and the tuning
+weeks, so that a policy costs little more than the rule and what it gains is service."""
 
 RECIPES: Final = {
     "sac": TrainerConfig(algorithm="sac", n_steps=5, averaging=8_000),
@@ -51,7 +51,8 @@ RECIPES: Final = {
         algorithm="td3", n_steps=5, averaging=8_000, exploration_noise=0.4, imitation=0.4
     ),
 }
-"""How each algorithm learns here: what did best on the training weeks, at two days of 16 worlds."""
+"""How each algorithm learns here. TD3's is the recipe of the policy that ships; the others share
+what they can of it and have not been tuned."""
 
 Progress = Callable[[str, float], None]
 """Told what is going on and the share of it that is done."""

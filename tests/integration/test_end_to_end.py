@@ -22,10 +22,7 @@ from gpuloop.schemas.codec import Encoded
 from gpuloop.schemas.messages import (
     Approval,
     Cause,
-    Command,
-    DeadLetter,
     Decision,
-    Outcome,
     PolicyVersion,
     PoolState,
     Proposal,
@@ -37,7 +34,7 @@ from gpuloop.schemas.messages.learning import COMPONENTS
 from gpuloop.schemas.units import MINUTE_US
 from gpuloop.twin.config import Injection, TwinConfig
 from gpuloop.twin.demand import reservation_price
-from loop_stack import LoopStack, Watch, listening
+from loop_stack import LoopStack, Watch, applied, commands, letters, listening, messages
 
 pytestmark = [pytest.mark.kafka, pytest.mark.stores, pytest.mark.timeout(900)]
 
@@ -82,31 +79,6 @@ def watch(stack):
     watching.stopped.set()
     thread.join()
     broker.close()
-
-
-def messages(watch, kind, *topics):
-    return [s.message for s in watch.of(*topics) if isinstance(s.message, kind)]
-
-
-def applied(watch, actuator=None):
-    return [
-        outcome
-        for outcome in messages(watch, Outcome, "actions.outcomes")
-        if outcome.status == "applied" and actuator in (None, outcome.actuator)
-    ]
-
-
-def commands(watch, *actuators):
-    topics = [f"actions.{a}" for a in actuators] if actuators else ["actions."]
-    return {c.command_id: c for c in messages(watch, Command, *topics)}
-
-
-def letters(watch):
-    """Return what was refused, by whom and why."""
-    return [
-        (letter.stage, letter.topic, letter.offset, letter.reason, letter.detail)
-        for letter in messages(watch, DeadLetter, "deadletters")
-    ]
 
 
 def nodes(state):
@@ -171,22 +143,25 @@ def test_a_fault_leads_to_a_cause_and_to_a_migration(watch):
     assert watch.until("a job to be moved off one", moved)
 
 
-def test_a_forced_alpha_shows_in_the_decisions(stack, watch):
+def test_the_shipped_policy_acts_where_it_earned_it_and_elsewhere_where_it_is_told_to(stack, watch):
     version, _ = shipped()
-    stack.command("control", "policy", version.policy_id, "--stage", "champion", "--alpha", "0.5")
+    forced = {pool for pool, alpha in version.alphas.items() if alpha == 0.0}.pop()
+    asked = ("--pool", forced, "--stage", "champion", "--alpha", "0.6")
+    stack.command("control", "policy", version.policy_id, *asked)
 
     def moved():
-        return [
-            decision
+        return {
+            decision.pool: decision
             for decision in messages(watch, Decision, "decisions")
-            if decision.alpha == 0.5
+            if decision.alpha == (version.alphas | {forced: 0.6})[decision.pool]
             and decision.policy_id == version.policy_id
             and any(abs(x) > 1e-3 for x in decision.joint_action)
-        ]
+        }
 
-    decision = watch.until("the policy's offset at alpha 0.5", moved)[0]
-    for joint, policy in zip(decision.joint_action, decision.policy_action, strict=True):
-        assert joint == pytest.approx(0.5 * policy, abs=1e-3)
+    watch.until("the policy's offset in every pool", lambda: len(moved()) == len(version.alphas))
+    for decision in moved().values():
+        for joint, policy in zip(decision.joint_action, decision.policy_action, strict=True):
+            assert joint == pytest.approx(decision.alpha * policy, abs=1e-3)
 
 
 def test_a_price_change_moves_demand(stack, watch):

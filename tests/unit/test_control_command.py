@@ -91,6 +91,7 @@ def test_each_class_that_has_days_is_compared_and_told_in_one_line():
     page = report.markdown(found)
     assert "worlds of 4 days" in page
     assert "generated days" not in page
+    assert control.QUICK in page, "what has no bound says so"
 
 
 def test_page_says_which_classes_were_generated():

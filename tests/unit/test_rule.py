@@ -7,8 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from builders import batch
-from gpuloop.reasoning.rule import RuleConfig, rebought, rule_action, spot_ideal_share
-from gpuloop.schemas.policy import MIGRATION, ON_DEMAND, PRICE, SPOT
+from gpuloop.reasoning.rule import RuleConfig, rule_action, spot_ideal_share, with_offsets
+from gpuloop.schemas.policy import MIGRATION, ON_DEMAND, PRICE, SPOT, PoolBatch
 from gpuloop.schemas.units import MINUTE_US
 
 RULE = RuleConfig(
@@ -143,24 +143,24 @@ def test_each_row_of_a_batch_is_decided_as_if_it_were_alone():
         np.testing.assert_array_equal(together[row], alone[0])
 
 
-def asked(on_demand: float, spot: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return a wish of so many nodes more than the rule's, and what is bought of it."""
+def asked(on_demand: float, spot: float) -> tuple[PoolBatch, np.ndarray]:
+    """Return what is wished for where so many nodes are asked for beyond the rule's wish."""
     mixed = batch(gpus_queued=[64.0], node_cost=[[10.0, 4.0]])
     told = dataclasses.replace(mixed, rule=rule_action(mixed, RULE))
-    wish = told.rule + np.array([[on_demand, spot, 0.0, 0.0]])
-    return wish, rebought(told, wish, RULE)
+    offsets = np.array([[on_demand, spot, 0.0, 0.0]]) / np.maximum(told.delta, 1.0)
+    return told, with_offsets(told, offsets, RULE)
 
 
 @pytest.mark.parametrize("more", [(3.0, 0.0), (0.0, 3.0), (5.0, -2.0)])
 def test_what_is_wished_for_beyond_the_rule_is_bought_as_the_rule_buys(more):
-    wish, bought = asked(*more)
-    assert nodes(bought) == nodes(wish)
-    np.testing.assert_array_equal(bought, asked(0.0, 3.0)[1])
-    assert bought[0, PRICE] == wish[0, PRICE]
+    told, wish = asked(*more)
+    assert nodes(wish) == pytest.approx(nodes(told.rule) + 3.0)
+    np.testing.assert_allclose(wish, asked(0.0, 3.0)[1])
+    assert wish[0, PRICE] == told.rule[0, PRICE]
 
 
-def test_the_rule_s_own_wish_and_what_is_no_number_stay_as_they_are():
-    wish, bought = asked(0.0, 0.0)
-    np.testing.assert_array_equal(bought, wish)
-    strange = np.full((1, 4), np.nan)
-    np.testing.assert_array_equal(rebought(batch(), strange, RULE), strange)
+def test_without_an_offset_the_rule_s_wish_stays_and_what_is_no_number_stays_none():
+    told, wish = asked(0.0, 0.0)
+    np.testing.assert_array_equal(wish, told.rule)
+    strange = with_offsets(told, np.full((1, 4), np.nan), RULE)
+    assert np.isnan(strange).all()

@@ -17,6 +17,7 @@ from gpuloop.schemas.identity import sha256_of
 from gpuloop.schemas.messages.decisions import Adjustment, Stage
 from gpuloop.schemas.policy import (
     DIMENSIONS,
+    EPOCH_US,
     MIGRATION,
     ON_DEMAND,
     PRICE,
@@ -249,14 +250,19 @@ def _delta(wish: Floats, batch: PoolBatch, notes: _Notes) -> Floats:
 def _hysteresis(
     wish: Floats, batch: PoolBatch, state: EnvelopeState, config: EnvelopeConfig, notes: _Notes
 ) -> Floats:
-    """Grow at once; shrink only some time after growing or shrinking; keep prices for a while."""
+    """Grow at once; shrink only some time after growing or shrinking; keep prices for a while.
+
+    A price is kept from the epoch that it was decided in. A decision comes seconds after its tick:
+    counted from there, one of 15 minutes would outlast the next epoch, and every other be lost.
+    """
     now, after = batch.tick_us, wish.copy()
     rested = (now - state.last_growth_us >= config.shrink_after_growth_us) & (
         now - state.last_shrink_us >= config.shrink_every_us
     )
     floor = np.where(rested[:, None], after[:, NODES], batch.present[:, NODES])
     after[:, NODES] = np.maximum(after[:, NODES], floor)
-    kept = now - state.last_price_us < config.price_every_us
+    priced_us = state.last_price_us // EPOCH_US * EPOCH_US
+    kept = now - priced_us < config.price_every_us
     after[:, PRICE] = np.where(kept, batch.present[:, PRICE], after[:, PRICE])
     after = notes.add("hysteresis", wish, after, "cooling down from the last change")
     settled = after.copy()

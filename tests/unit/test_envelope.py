@@ -12,8 +12,8 @@ from gpuloop.actuators.envelope import (
     Executed,
     apply_envelope,
 )
-from gpuloop.schemas.policy import MIGRATION, ON_DEMAND, PRICE, SPOT
-from gpuloop.schemas.units import MINUTE_US
+from gpuloop.schemas.policy import EPOCH_US, MIGRATION, ON_DEMAND, PRICE, SPOT
+from gpuloop.schemas.units import MINUTE_US, SECOND_US
 
 CONFIG = EnvelopeConfig()
 
@@ -62,6 +62,19 @@ def test_a_step_is_bounded_and_rounded_towards_the_present():
 
 def test_prices_move_at_epochs_only():
     assert execute([16, 8, 0, 4.1], price_epoch=[False]).action[0, PRICE] == 4.0
+
+
+@pytest.mark.parametrize("late_us", [0, 50 * SECOND_US, 2 * MINUTE_US])
+def test_a_price_may_move_at_every_epoch_however_late_the_last_was_decided(late_us: int):
+    past = envelope_state(last_price_us=[START_US - EPOCH_US + late_us])
+    assert execute([16, 8, 0, 4.1], past).action[0, PRICE] == 4.1
+
+
+def test_a_price_moves_once_in_an_epoch():
+    past = envelope_state(last_price_us=[START_US + 40 * SECOND_US])
+    again = execute([16, 8, 0, 4.1], past, tick_us=[START_US + MINUTE_US])
+    assert again.action[0, PRICE] == 4.0
+    assert stages(again) == {"hysteresis"}
 
 
 def test_the_pool_shrinks_only_some_time_after_it_grew():

@@ -23,7 +23,7 @@ from gpuloop.loop.learn.trainer import Trainer, TrainerConfig
 from gpuloop.reasoning.rule import RuleConfig
 from gpuloop.schemas.identity import sha256_of
 from gpuloop.schemas.messages.learning import ActorSpec, Normaliser
-from gpuloop.schemas.policy import CONTROL_TICK_US
+from gpuloop.schemas.policy import CONTROL_TICK_US, MIGRATION, PRICE
 from gpuloop.schemas.units import HOUR_US
 from gpuloop.twin.config import TwinConfig
 
@@ -39,6 +39,9 @@ PUSHES: Final = (0.0, 0.3, 1.0)
 
 SEEDS_APART: Final = 1_000_000
 """Worlds of a run, at most; those that fill the buffer come from the upper half."""
+
+UNTRIED: Final = (MIGRATION, PRICE)
+"""What these worlds leave no choice in: no node of theirs is suspected, and prices stand still."""
 
 LATE_NODE_HOURS: Final = {"h100": 10.0, "a100": 12.0, "l4": 1.25}
 """What a late job costs in node-hours of its pool: chosen by hand on the training and the tuning
@@ -141,7 +144,7 @@ def teach(
         trainer.learn(ticks * env.num_envs, updates_per_transition=share, tell=tell)
         if kept is not None:
             checkpoint.save(kept, trainer, episode=episode + 1, run=run)
-    spec, weights = trainer.export()
+    spec, weights = trainer.export(untried=UNTRIED)
     return Lesson(
         actor=spec,
         normaliser=normaliser,

@@ -8,7 +8,7 @@ when it is made, which is why one process trains one policy at a time.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from fractions import Fraction
 from typing import Any, Final, Literal
 
@@ -221,16 +221,23 @@ class Trainer:
             actions = self.model.actor._predict(inputs, deterministic=True)
         return np.asarray(actions.cpu().numpy(), np.float32)
 
-    def export(self) -> tuple[ActorSpec, bytes]:
-        """Return the deterministic actor as a spec and safetensors."""
+    def export(self, untried: Collection[int] = ()) -> tuple[ActorSpec, bytes]:
+        """Return the deterministic actor as a spec and safetensors.
+
+        It says 0 in the dimensions that were `untried`: what it would say there is noise.
+        """
         spec = ActorSpec(
             observation_size=OBSERVATION_SIZE, action_size=ACTION_SIZE, hidden=self.config.hidden
         )
         tensors = {}
         actor = self.averaged if self.config.averaging else self.model.actor
-        for index, layer in enumerate(_linear_layers(actor)):
-            tensors[f"layer.{index}.weight"] = layer.weight.detach().cpu().numpy()
-            tensors[f"layer.{index}.bias"] = layer.bias.detach().cpu().numpy()
+        layers = _linear_layers(actor)
+        for index, layer in enumerate(layers):
+            for name in ("weight", "bias"):
+                tensor = getattr(layer, name).detach().cpu().numpy().copy()
+                if index == len(layers) - 1:
+                    tensor[list(untried)] = 0.0
+                tensors[f"layer.{index}.{name}"] = tensor
         return spec, save_safetensors(tensors)
 
     def start_from(self, weights: bytes) -> None:

@@ -5,8 +5,10 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from benchmarks.controlling.entrants import SEEDS
 from safetensors.numpy import load as tensors
 
+from gpuloop.loop.learn import registry
 from gpuloop.loop.learn.environment import Course, FleetVecEnv
 from gpuloop.loop.learn.experience import ACTION_SIZE, OBSERVATION_SIZE
 from gpuloop.loop.learn.pool_env import PoolVecEnv
@@ -15,6 +17,7 @@ from gpuloop.loop.learn.spaces import fit_normaliser
 from gpuloop.loop.learn.teach import EXPLORATION_BLOCK, Curriculum, Lesson, teach, wander
 from gpuloop.loop.learn.trainer import Trainer, TrainerConfig
 from gpuloop.reasoning.actor import Actor
+from gpuloop.schemas.policy import MIGRATION, ON_DEMAND, PRICE, SPOT
 from gpuloop.twin.config import DEFAULT_START_US, TwinConfig
 
 POOLS = 3
@@ -124,6 +127,27 @@ def test_numpy_serves_what_torch_trained(algorithm):
     observations = np.random.default_rng(0).normal(size=(256, OBSERVATION_SIZE))
     served = actor(observations, decimals=None)
     assert np.abs(served - trainer.act(observations.astype(np.float32))).max() < 1e-5
+
+
+def silent(actor: Actor) -> bool:
+    seen = actor.mean + actor.scale.clip(max=1.0) * np.random.default_rng(0).normal(
+        size=(256, OBSERVATION_SIZE)
+    )
+    said = actor(seen)
+    assert said[:, [ON_DEMAND, SPOT]].any()
+    return not said[:, [MIGRATION, PRICE]].any()
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "td3"])
+def test_a_policy_says_nothing_of_what_it_had_no_choice_in(algorithm):
+    made = lesson(algorithm)
+    assert silent(Actor.from_safetensors(made.weights, made.actor, made.normaliser))
+
+
+@pytest.mark.parametrize("folder", [registry.SHIPPED, *sorted(SEEDS.glob("*/"))])
+def test_the_stored_policies_move_neither_prices_nor_jobs(folder):
+    version, weights = registry.load(folder)
+    assert silent(Actor.from_safetensors(weights, version.actor, version.normaliser))
 
 
 @pytest.mark.parametrize(("share", "updates"), [(0.0, 0), (0.5, 90), (0.1, 18)])

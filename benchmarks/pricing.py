@@ -4,7 +4,8 @@
 
 On the pool level of the twin, with the tuned rule's capacity, over assumed elasticities and spot
 reclaim rates: Philly from 16 October, after three weeks of learning. `--quick` scores one week
-of two worlds. The page and the last line, one JSON object, come from this command.
+of two worlds. The policy that ships takes the rule's capacity at three of these prices, so that
+both are scored together. The page and the last line, one JSON object, come from this command.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from time import monotonic
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.controlling import tuning
-from benchmarks.controlling.entrants import rule_of
+from benchmarks.controlling.entrants import POLICY, field_of, rule_of
 from benchmarks.controlling.evaluate import philly
 from benchmarks.controlling.splits import TRAIN, Span, split
 from benchmarks.options import add_traces
@@ -32,6 +33,7 @@ from benchmarks.priced.results import (
     terms_of,
     world_of,
 )
+from benchmarks.priced.together import on_policy, together_of
 from msgspec.structs import replace
 
 from gpuloop.reasoning.pricing import PricingConfig
@@ -111,7 +113,10 @@ def measure(config: TwinConfig, traces: Path, scored: Span, *, quick: bool) -> R
             tell=telling(what, days),
         )  # fmt: skip
 
-    sold = lived(list(found.values()), SELLERS, "prices")
+    field = field_of(split(traces), begin, traces, (POLICY,), seeds=False)
+    sellers = (*SELLERS, *on_policy(SELLERS, field.usual[0].controller))
+    played = lived(list(found.values()), sellers, "prices")
+    sold = played.of([one.name for one in SELLERS])
     terms, outcomes = terms_of(lived([found[CALIBRATED]], TERMS, "terms"), lead, LAW)
     return Results(
         dates=scored.dates,
@@ -122,6 +127,10 @@ def measure(config: TwinConfig, traces: Path, scored: Span, *, quick: bool) -> R
             world_of(name, one, place, sold, lead, LAW)
             for place, (name, one) in enumerate(found.items())
         ),
+        together=tuple(
+            together_of(name, place, played, lead, LAW) for place, name in enumerate(found)
+        ),
+        alphas=field.alphas,
         terms=terms,
         terms_outcomes=outcomes,
     )

@@ -1,12 +1,13 @@
 """Prices side by side on copies of the same worlds, and what each day of each came to.
 
-Capacity is the tuned rule's for everyone, jobs, reservation prices and luck are the same, and the
-envelope stands between each price and its world. A day's books are the ledger's; who was refused is
-read off the jobs: refused work whose tenant would have taken the first quote was priced out.
+Capacity is the tuned rule's for everyone who does not bring another, jobs, reservation prices and
+luck are the same, and the envelope stands between each seller and its world. A day's books are the
+ledger's; who was refused is read off the jobs: refused work whose tenant would have taken the first
+quote was priced out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from gpuloop.loop.learn.pool_course import PoolCourse
 from gpuloop.loop.learn.pool_pricing import PoolPricer
+from gpuloop.reasoning.baselines.controller import Controller
 from gpuloop.reasoning.pricing import PricingConfig
 from gpuloop.reasoning.rule import RuleConfig, price_step
 from gpuloop.schemas.policy import CONTROL_TICK_US, EPOCH_US, PRICE, Floats, PoolBatch
@@ -36,12 +38,16 @@ Pricing = Callable[[PoolBatch, Floats], Floats]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seller:
-    """One way to set prices: a function, or learned as a configuration says."""
+    """One way to set prices: a function, or learned as a configuration says.
+
+    `capacity` says how many nodes there are, in place of the tuned rule; its price does not count.
+    """
 
     name: str
     price: Pricing | None = None
     learned: PricingConfig | None = None
     loyalty: float = 0.0
+    capacity: Controller | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +80,11 @@ class Sold:
     curves: Mapping[str, Floats]
     quotes: Mapping[str, Floats]
     ceiling: Floats
+
+    def of(self, sellers: Collection[str]) -> "Sold":
+        """Return what these alone came to."""
+        kept = {name: one for name, one in self.days.items() if name in sellers}
+        return replace(self, days=kept)
 
 
 def play(
@@ -111,13 +122,16 @@ def play(
         PoolPricer(course, share, one.learned) if one.learned else None
         for one, share in zip(sellers, shares, strict=True)
     ]
+    for one in sellers:
+        if one.capacity is not None:
+            one.capacity.reset(np.ones(n, dtype=np.bool_))
     books = [worlds.state.books.copy()]
     used: list[NDArray[np.float64]] = []
     for day in range(days):
         told = np.zeros((3, worlds.rows))
         for tick in range(DAY_TICKS):
             batch = course.look()
-            wish = batch.rule.copy()
+            wish = _capacity(batch, sellers, shares)
             wish[:, PRICE] = batch.present[:, PRICE]
             if tick % EPOCH_TICKS == 0:
                 for seller, pricer, share in zip(sellers, pricers, shares, strict=True):
@@ -160,6 +174,15 @@ def play(
         },
         ceiling=capacity.reshape(of_world),
     )
+
+
+def _capacity(batch: PoolBatch, sellers: Sequence[Seller], shares: Sequence[slice]) -> Floats:
+    """Return the wish (n, 4) of each seller's capacity, whatever its price."""
+    wish = batch.rule.copy()
+    for seller, share in zip(sellers, shares, strict=True):
+        if seller.capacity is not None:
+            wish[share] = seller.capacity(rows_of(batch, share))
+    return wish
 
 
 def _turned_away(rules: arrays.Rules, specs: arrays.Specs, days: int) -> dict[str, Floats]:

@@ -1,18 +1,21 @@
 """From results to `docs/pricing.md`: the same bytes for the same results, losses said first."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
-from benchmarks.priced.results import LEARNED, Difference, Results, World
+from benchmarks.priced import joint
+from benchmarks.priced.results import LEARNED, Results, World
+from benchmarks.priced.tables import headed, line, shown, told_by
 
 METHOD: Final = """\
 Written by `make bench-pricing`. The learned price (`reasoning/pricing.py` on the curves of
 `reasoning/elasticity.py`) beside four others, on the pool level of the twin, all with the capacity
-of the tuned rule, on the same jobs, reservation prices and luck, each through the same envelope.
-The worlds begin {lead} days before the first scored date, with the jobs that run then, and what is
-learned goes on from there; nothing of the scored dates was tuned on. *Fixed* keeps the first quote,
-*market* follows the market's price at the first markup, *rule* moves that by scarcity, *ceiling*
-stands at the top of the learned price's band ({ceiling:.0%} of the market's) from the first day.
+of the tuned rule (but for one section), on the same jobs, reservation prices and luck, each through
+the same envelope. The worlds begin {lead} days before the first scored date, with the jobs that run
+then, and what is learned goes on from there; nothing of the scored dates was tuned on. *Fixed*
+keeps the first quote, *market* follows the market's price at the first markup, *rule* moves that by
+scarcity, *ceiling* stands at the top of the learned price's band ({ceiling:.0%} of the market's)
+from the first day.
 
 Money is US dollars a day, means of {dates} dates ({first} to {last}). Margin is the ledger's:
 revenue less capacity, energy and the penalties for waiting, service and disruption. Net is margin
@@ -57,6 +60,9 @@ def markdown(results: Results, *, refused: float, priced_out: float, ceiling: fl
     if results.worlds[0].before:
         parts += ["## What prices by default", "\n".join(_before(results))]
     parts += ["## If refusals cost nothing, or three times as much", "\n".join(_charges(results))]
+    if results.together:
+        told = joint.section(results.together, results.alphas)
+        parts += ["## Capacity and price together", told]
     parts += ["## Terms", "\n".join(_terms(results))]
     for world in results.worlds:
         parts += [f"## {world.assumption.capitalize()}", "\n".join(_outcomes(results, world))]
@@ -64,32 +70,19 @@ def markdown(results: Results, *, refused: float, priced_out: float, ceiling: fl
     return "\n\n".join(parts) + "\n"
 
 
-def shown(one: Difference) -> str:
-    """Return a difference with its interval."""
-    return f"{one.value:+,.0f} ({one.low:+,.0f} to {one.high:+,.0f})"
-
-
-def verdict(one: Difference) -> str:
-    """Return what a difference says of the learned price."""
-    if one.high < 0.0:
-        return "loses"
-    return "wins" if one.low > 0.0 else "is not told apart"
-
-
 def _losses(results: Results) -> Iterator[str]:
     for rival in results.rivals:
-        found: dict[str, list[str]] = {"loses": [], "wins": [], "is not told apart": []}
-        for world in results.worlds:
-            one = next(one for one in world.differences if one.against == rival)
-            found[verdict(one)].append(f"{world.assumption} ({one.value:+,.0f})")
-        told = [f"**{what}** in {', '.join(where)}" for what, where in found.items() if where]
-        yield f"- Against *{rival}* it {'; it '.join(told)}."
+        found = {
+            world.assumption: next(one for one in world.differences if one.against == rival)
+            for world in results.worlds
+        }
+        yield f"- Against *{rival}* it {told_by(found)}."
 
 
 def _differences(results: Results) -> Iterator[str]:
-    yield from _headed("assumption", *results.rivals)
+    yield from headed("assumption", *results.rivals)
     for world in results.worlds:
-        yield _line(world.assumption, *map(shown, world.differences))
+        yield line(world.assumption, *map(shown, world.differences))
 
 
 def _held(results: Results) -> Iterator[str]:
@@ -116,9 +109,9 @@ def _before(results: Results) -> Iterator[str]:
         "learned price less the rule's was:"
     )
     yield ""
-    yield from _headed("assumption", *results.rivals)
+    yield from headed("assumption", *results.rivals)
     for world in results.worlds:
-        yield _line(world.assumption, *map(shown, world.before))
+        yield line(world.assumption, *map(shown, world.before))
     yield ""
     if worse:
         yield (
@@ -131,21 +124,21 @@ def _before(results: Results) -> Iterator[str]:
 
 
 def _charges(results: Results) -> Iterator[str]:
-    yield from _headed("assumption", "charges", *results.rivals)
+    yield from headed("assumption", "charges", *results.rivals)
     for world in results.worlds:
         for factor, found in world.by_charge.items():
             if factor != "1":
-                yield _line(world.assumption, f"x {factor}", *map(shown, found))
+                yield line(world.assumption, f"x {factor}", *map(shown, found))
 
 
 def _terms(results: Results) -> Iterator[str]:
     yield "The learned price less itself with one term changed, net, in the first of the worlds."
     yield ""
-    yield from _headed("changed", "learned less that", "margin", "occupancy", "refused")
+    yield from headed("changed", "learned less that", "margin", "occupancy", "refused")
     by_name = {one.seller: one for one in results.terms_outcomes}
     for one in results.terms:
         found = by_name[one.against]
-        yield _line(
+        yield line(
             one.against, shown(one), f"{found.margin_usd:,.0f}", f"{found.occupancy:.1%}",
             f"{found.refused:.1%}",
         )  # fmt: skip
@@ -153,12 +146,12 @@ def _terms(results: Results) -> Iterator[str]:
 
 def _outcomes(results: Results, world: World) -> Iterator[str]:
     pools = [f"margin of {pool}" for pool in results.pools]
-    yield from _headed(
+    yield from headed(
         "price", "margin", "net", "sold of rented", "sold of ceiling", "refused", "priced out",
         "quote", *pools,
     )  # fmt: skip
     for one in world.outcomes:
-        yield _line(
+        yield line(
             f"**{one.seller}**" if one.seller == LEARNED else one.seller,
             f"{one.margin_usd:,.0f}", f"{one.net_usd:,.0f}", f"{one.occupancy:.1%}",
             f"{one.occupancy_of_ceiling:.1%}", f"{one.refused:.1%}", f"{one.priced_out:.1%}",
@@ -169,22 +162,9 @@ def _outcomes(results: Results, world: World) -> Iterator[str]:
 def _estimates(world: World) -> Iterator[str]:
     yield "What was learned, at the last quote:"
     yield ""
-    yield from _headed("pool", "segment", "GPUs", "elasticity", "estimate", "trusted")
+    yield from headed("pool", "segment", "GPUs", "elasticity", "estimate", "trusted")
     for one in world.estimates:
-        yield _line(
+        yield line(
             one.pool, one.segment, f"{one.gpus:.0f}", f"{one.true:.2f}",
             f"{one.middle:.2f} ({one.low:.2f} to {one.high:.2f})", "yes" if one.trusted else "no",
         )  # fmt: skip
-
-
-def _headed(*names: str) -> Iterator[str]:
-    yield _line(*names)
-    yield _line(*("---" for _ in names))
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(_escaped(cells))} |"
-
-
-def _escaped(cells: Iterable[str]) -> Iterator[str]:
-    return (cell.replace("|", "\\|") for cell in cells)

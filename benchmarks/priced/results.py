@@ -79,8 +79,36 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     """Differences on the dates before the scored ones, but for the first week, where it began."""
 
 
+class Corner(msgspec.Struct, frozen=True, kw_only=True):
+    """What one capacity at one price came to."""
+
+    capacity: str
+    price: str
+    outcome: Outcome
+
+
+class Together(msgspec.Struct, frozen=True, kw_only=True):
+    """Both capacities at every price under one assumption; differences are net of charges.
+
+    `capacity` is the policy less the rule by price, `learned` the learned price less the rule's by
+    capacity, `both` is both less neither, and `beyond` what that is beyond the sum of the gain of
+    the one at the rule's price and of the other at the rule's capacity.
+    """
+
+    assumption: str
+    corners: tuple[Corner, ...]
+    capacity: tuple[Difference, ...]
+    learned: tuple[Difference, ...]
+    both: Difference
+    beyond: Difference
+
+
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the page says. `terms` are the learned price less terms of its own."""
+    """Everything that the page says. `terms` are the learned price less terms of its own.
+
+    `together` is empty where capacity was the rule's throughout; `alphas` are what the policy in it
+    earned by pool.
+    """
 
     dates: tuple[str, ...]
     lead_days: int
@@ -89,17 +117,19 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     worlds: tuple[World, ...]
     terms: tuple[Difference, ...]
     terms_outcomes: tuple[Outcome, ...]
+    together: tuple[Together, ...] = ()
+    alphas: dict[str, float] = {}
 
 
 def world_of(
     assumption: str, config: TwinConfig, place: int, sold: Sold, lead: int, law: PricingConfig
 ) -> World:
     """Return what a world came to on the days after the first `lead`."""
-    days = {name: _scored(one, place, lead) for name, one in sold.days.items()}
+    days = {name: scored(one, place, lead) for name, one in sold.days.items()}
     rivals = [name for name in days if name != LEARNED]
 
     early = {
-        name: _scored(one, place, NEW_DAYS, lead)
+        name: scored(one, place, NEW_DAYS, lead)
         for name, one in sold.days.items()
         if lead > NEW_DAYS
     }
@@ -125,7 +155,7 @@ def terms_of(
     sold: Sold, lead: int, law: PricingConfig
 ) -> tuple[tuple[Difference, ...], tuple[Outcome, ...]]:
     """Return the learned price beside itself with a term more or less, in the first world."""
-    days = {name: _scored(one, 0, lead) for name, one in sold.days.items()}
+    days = {name: scored(one, 0, lead) for name, one in sold.days.items()}
     differences = tuple(
         difference(name, net(days[LEARNED], law, 1.0) - net(one, law, 1.0))
         for name, one in days.items()
@@ -187,13 +217,15 @@ def as_json(results: Results) -> str:
             world.assumption: {one.against: one for one in world.differences}
             for world in results.worlds
         },
+        "together": {one.assumption: one for one in results.together},
         "terms": {one.against: one for one in results.terms},
         "worlds": results.worlds,
     }
     return msgspec.json.encode(told).decode()
 
 
-def _scored(days: Days, place: int, first: int, end: int | None = None) -> Days:
+def scored(days: Days, place: int, first: int, end: int | None = None) -> Days:
+    """Return some days of one world, arrays (days, pools)."""
     fields = Days.__dataclass_fields__
     return Days(**{name: getattr(days, name)[first:end, place] for name in fields})
 

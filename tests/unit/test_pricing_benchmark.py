@@ -23,6 +23,7 @@ from benchmarks.priced.results import (
     terms_of,
     world_of,
 )
+from benchmarks.priced.tables import verdict
 
 from gpuloop.reasoning import elasticity
 from gpuloop.reasoning.pricing import PricingConfig
@@ -134,9 +135,7 @@ def test_where_it_loses_is_said_first_and_plainly() -> None:
 
 
 def test_an_interval_that_holds_zero_tells_nothing_apart() -> None:
-    assert report.verdict(difference("rule", np.array([-3.0, 2.0, 4.0, -2.0]))) == (
-        "is not told apart"
-    )
+    assert verdict(difference("rule", np.array([-3.0, 2.0, 4.0, -2.0]))) == ("is not told apart")
 
 
 def test_days_before_the_scored_ones_do_not_count() -> None:

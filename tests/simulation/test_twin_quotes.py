@@ -2,14 +2,17 @@
 
 from collections import Counter
 
+import msgspec
 from msgspec.structs import replace
 
+from gpuloop.schemas.component import load, save
 from gpuloop.schemas.messages import TenantEvent
 from gpuloop.schemas.units import HOUR_US
 from gpuloop.twin.config import TwinConfig
 from gpuloop.twin.demand import PATRON_JOBS, RECORD_US, accepted_jobs, told_quote
 from gpuloop.twin.pool_level.arrays import ACCEPTED_SUM, ACCEPTS, REFUSALS, REFUSED_SUM
 from gpuloop.twin.pool_level.build import KINDS, build_pool_worlds
+from gpuloop.twin.state import WorldState
 from gpuloop.twin.world import build_world
 
 HOURS = 30
@@ -70,3 +73,23 @@ def test_a_record_takes_some_quotes_and_lasts_for_a_week() -> None:
     assert told_quote(10.0, 0.1, PATRON_JOBS, 0, RECORD_US + 1) == 10.0
     assert accepted_jobs(5, 0, RECORD_US) == 6
     assert accepted_jobs(5, 0, RECORD_US + 1) == 1
+
+
+def test_a_world_saved_before_tenants_had_records_goes_on_and_takes_all_for_strangers() -> None:
+    world = build_world(loyal(LOYALTY), traces=None, workload="generator")
+    world.advance(world.start_us + 10 * HOUR_US)
+    saved = msgspec.msgpack.decode(save(world.state))
+    for pool in saved["pools"].values():
+        del pool["records"]
+    old = load(WorldState, msgspec.msgpack.encode(saved))
+    again = build_world(loyal(LOYALTY), traces=None, workload="generator", state=old)
+    asked = {name: pool.quote for name, pool in again.state.pools.items()}
+    told = [
+        one.message
+        for one in again.advance(world.start_us + 11 * HOUR_US)
+        if isinstance(one.message, TenantEvent) and one.message.kind != "cancelled"
+    ]
+    strangers = {one.tenant: one for one in reversed(told)}.values()
+    assert strangers
+    assert all(one.quote_usd_micros_per_gpu_hour == asked[one.pool] for one in strangers)
+    assert any(pool.records for pool in again.state.pools.values())

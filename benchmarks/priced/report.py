@@ -105,9 +105,9 @@ def _before(results: Results) -> Iterator[str]:
     }
     worse = [f"{name} ({one.value:+,.0f})" for name, one in rule.items() if one.value <= 0.0]
     yield (
-        "On the two weeks before the scored dates the law's numbers were chosen, while prices could "
-        "move every half hour; they move at each quarter now, and nothing was chosen anew. There "
-        "the learned price less the others was:"
+        "On the two weeks before the scored dates the law's numbers were chosen, while prices "
+        "could move every half hour; they move at each quarter now, and nothing was chosen anew. "
+        "There the learned price less the others was:"
     )
     yield ""
     yield from headed("assumption", *results.rivals)

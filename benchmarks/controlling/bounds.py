@@ -28,26 +28,41 @@ SOLVED: Final = (0.25, 0.5, 1.0, 2.0)
 RATES: Final = (0.0, *SOLVED, 4.0)
 """Those at which it is told. Beyond what was solved tangents bound it, as cost is convex."""
 
+Frontiers = dict[tuple[LoadClass, int], Frontier]
+"""What a row costs at least on its days of a class."""
+
 
 def bounds_apart(
     cast: Cast, rules: Mapping[LoadClass, Runs], tuned: float, *, processes: int = PROCESSES
 ) -> dict[LoadClass, Runs | None]:
-    """Return the bound of each class, several at once; `rules` are the rule's runs on each.
+    """Return the bound of each class; `rules` are the rule's runs on each, `tuned` its setting.
 
-    The processes end with this one.
+    Rows are shared out among processes that end with this one.
     """
     if processes == 1:
-        return {load: _bound(cast, load, rule, tuned) for load, rule in rules.items()}
-    with workers(processes) as executor:
-        found = {
-            load: executor.submit(_bound, cast, load, rule, tuned) for load, rule in rules.items()
-        }
-        return {load: one.result() for load, one in found.items()}
-
-
-def _bound(cast: Cast, load: LoadClass, rule: Runs, tuned: float) -> Runs | None:
+        found = _share(cast, rules, tuned, 0, 1)
+    else:
+        with workers(processes) as executor:
+            shares = [
+                executor.submit(_share, cast, rules, tuned, share, processes)
+                for share in range(processes)
+            ]
+            found = {at: frontier for one in shares for at, frontier in one.result().items()}
     plan = cast.plan()
-    return bound(plan, worlds_of(plan), load, rule, tuned, say)
+    return {load: bound(plan, load, rule, tuned, found) for load, rule in rules.items()}
+
+
+def _share(
+    cast: Cast, rules: Mapping[LoadClass, Runs], tuned: float, share: int, processes: int
+) -> Frontiers:
+    """Bind every so manyth row, those of most jobs first; the first share speaks for all."""
+    plan = cast.plan()
+
+    def tell(what: str, done: float) -> None:
+        if share == 0:
+            say(what, done)
+
+    return frontiers(plan, worlds_of(plan), rules, tuned, tell, share=share, shares=processes)
 
 
 def worlds_of(plan: Plan) -> PoolWorlds:
@@ -62,37 +77,56 @@ def worlds_of(plan: Plan) -> PoolWorlds:
     )
 
 
-def bound(
+def frontiers(
     plan: Plan,
     worlds: PoolWorlds,
-    load: LoadClass,
-    rule: Runs,
+    rules: Mapping[LoadClass, Runs],
     tuned: float,
     tell: Callable[[str, float], None],
-) -> Runs | None:
-    """Return the bound of the days of a class around the tuned rule's violation rates.
+    *,
+    share: int = 0,
+    shares: int = 1,
+) -> Frontiers:
+    """Return what rows cost at least on days of a class, around the tuned rule's violation rates.
 
-    `worlds` are those of the plan at their beginning, and stay there. The settings are `RATES`;
-    where a pool has no bound, nothing of it is judged. None: no pool has one.
+    `worlds` are those of the plan at their beginning, and stay there. Rows are taken in the order
+    of how many jobs they have, as time goes with that, so that shares of them take equally long.
+    """
+    jobs = worlds.rules.last - worlds.rules.first
+    asked = [
+        (load, row)
+        for load in rules
+        for row in np.flatnonzero(cells_of(load, plan.classes).any(axis=1)).tolist()
+    ]
+    asked.sort(key=lambda at: -jobs[at[1]])
+    on_demand = prices(plan.stage)
+    found: Frontiers = {}
+    for load, row in asked[share::shares]:
+        done = len(found) * shares / len(asked)
+        tell(f"bounding {load} days of {plan.pools[row]}, row {row}", done)
+        days = [one == load for one in plan.classes[row]]
+        whole = Clairvoyant(worlds, row, days=days, on_demand=on_demand[row])
+        usual = _usual(rules[load], tuned, plan.pools[row])
+        found[load, row] = whole.frontier(_rates(usual, SOLVED))
+    return found
+
+
+def bound(plan: Plan, load: LoadClass, rule: Runs, tuned: float, solved: Frontiers) -> Runs | None:
+    """Return the bound of the days of a class from what its rows cost at least.
+
+    The settings are `RATES`; where a pool has no bound, nothing of it is judged. None: no pool has
+    one.
     """
     place = rule.settings.index(tuned)
-    on_demand = prices(plan.stage)
-    chosen = cells_of(load, plan.classes)
     shape = (1, len(RATES), len(rule.pools), len(rule.days))
     violated, judged, cost_usd = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for column, pool in enumerate(rule.pools):
-        mine = np.array([name == pool for name in plan.pools]) & chosen.any(axis=1)
-        rows = [int(row) for row in np.flatnonzero(mine)]
+        rows = [row for one, row in sorted(solved) if one == load and plan.pools[row] == pool]
+        mine = [solved[load, row] for row in rows]
         jobs = rule.judged[0, place, column]
-        usual = float(rule.violated[0, place, column].sum() / max(jobs.sum(), 1.0))
-        frontiers: list[Frontier] = []
-        for done, row in enumerate(rows):
-            tell(f"bounding {load} days of {pool}, row {row}", done / len(rows))
-            whole = Clairvoyant(worlds, row, days=chosen[row].tolist(), on_demand=on_demand[row])
-            frontiers.append(whole.frontier(_rates(usual, SOLVED)))
-        spread = _by_day(plan, rows, frontiers, rule.days)
-        for setting, rate in enumerate(_rates(usual, RATES, apart=True)):
-            cost = pooled(frontiers, rate)
+        spread = _by_day(plan, rows, mine, rule.days)
+        for setting, rate in enumerate(_rates(_usual(rule, tuned, pool), RATES, apart=True)):
+            cost = pooled(mine, rate)
             if cost is not None:
                 cost_usd[0, setting, column] = spread * cost
                 violated[0, setting, column] = jobs * rate
@@ -110,6 +144,13 @@ def bound(
     )
 
 
+def _usual(rule: Runs, tuned: float, pool: str) -> float:
+    """Return the share of a pool's jobs that violated under the tuned rule."""
+    place, column = rule.settings.index(tuned), rule.pools.index(pool)
+    judged = float(rule.judged[0, place, column].sum())
+    return float(rule.violated[0, place, column].sum()) / max(judged, 1.0)
+
+
 def _rates(usual: float, factors: Sequence[float], *, apart: bool = False) -> list[float]:
     """Return rates of at most 1 around the usual one; equal ones once, unless told apart."""
     rates = [min(1.0, usual * factor) for factor in factors]
@@ -117,11 +158,11 @@ def _rates(usual: float, factors: Sequence[float], *, apart: bool = False) -> li
 
 
 def _by_day(
-    plan: Plan, rows: Sequence[int], frontiers: Sequence[Frontier], days: tuple[str, ...]
+    plan: Plan, rows: Sequence[int], solved: Sequence[Frontier], days: tuple[str, ...]
 ) -> Floats:
     """Return the share of all rows' cost that falls on each named day."""
     found = dict.fromkeys(days, 0.0)
-    for row, frontier in zip(rows, frontiers, strict=True):
+    for row, frontier in zip(rows, solved, strict=True):
         if not frontier.bounds:
             continue
         middle = frontier.bounds[len(frontier.bounds) // 2]

@@ -231,7 +231,7 @@ class Grid:
             step, past = at_us // self.step_us, at_us % self.step_us / self.step_us
             for place, share in ((step, 1.0 - past), (step + 1, past)):
                 if place < self.steps and share:
-                    self._programme.put_equal(self._rows[place], column, -change * share)
+                    self._programme.put(self._rows[place], column, -change * share)
 
 
 class Starts:
@@ -298,7 +298,7 @@ class Starts:
 
     def _option(self, whole: int, usd: float, *, late: bool) -> int:
         column = self._programme.column(cost=usd)
-        self._programme.put_equal(whole, column, 1.0)
+        self._programme.put(whole, column, 1.0)
         if late:
             self.violations.append((column, 1.0))
         return column

@@ -4,7 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-from benchmarks.controlling.bounds import CLAIRVOYANT, RATES, bound, bounds_apart, worlds_of
+from benchmarks.controlling.bounds import (
+    CLAIRVOYANT,
+    RATES,
+    bound,
+    bounds_apart,
+    frontiers,
+    worlds_of,
+)
 from benchmarks.controlling.evaluate import Plan
 from benchmarks.controlling.frontier import Runs
 from benchmarks.controlling.gather import cells_of, gather
@@ -22,7 +29,7 @@ class Small:
     """Makes the worlds of this test in whichever process it is asked."""
 
     def plan(self) -> Plan:
-        return worlds_plan()
+        return with_another_pool(worlds_plan())
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +49,17 @@ def worlds_plan() -> Plan:
         stage=stage,
         classes=(("bursty", "bursty"),),
         dates=(("one", "two"),),
+        synthetic=frozenset(),
+    )
+
+
+def with_another_pool(plan: Plan) -> Plan:
+    one = plan.stage.configs[0]
+    second = replace(one.pools[0], name="other", gpu_model="l4")
+    return Plan(
+        stage=dataclasses.replace(plan.stage, configs=[replace(one, pools=(one.pools[0], second))]),
+        classes=plan.classes * 2,
+        dates=plan.dates * 2,
         synthetic=frozenset(),
     )
 
@@ -72,10 +90,33 @@ def rule(plan) -> Runs:
     return found
 
 
-def test_the_bound_undercuts_the_rule_at_its_rate_and_is_spread_over_its_days(plan, rule):
-    told = []
-    least = bound(plan, worlds_of(plan), "bursty", rule, 0.0, lambda what, share: told.append(what))
+@pytest.fixture(scope="module")
+def in_both(rule) -> Runs:
+    """In the other pool nobody waited."""
+    quiet = np.concatenate([rule.violated, np.zeros_like(rule.violated)], axis=2)
+    return Runs(
+        name="rule",
+        settings=rule.settings,
+        pools=("a100", "other"),
+        days=rule.days,
+        violated=quiet,
+        judged=np.repeat(rule.judged, 2, axis=2),
+        cost_usd=np.repeat(rule.cost_usd, 2, axis=2),
+    )
+
+
+def bound_of(plan: Plan, rule: Runs, told: list[str]) -> Runs:
+    solved = frontiers(
+        plan, worlds_of(plan), {"bursty": rule}, 0.0, lambda what, share: told.append(what)
+    )
+    least = bound(plan, "bursty", rule, 0.0, solved)
     assert least is not None
+    return least
+
+
+def test_the_bound_undercuts_the_rule_at_its_rate_and_is_spread_over_its_days(plan, rule):
+    told: list[str] = []
+    least = bound_of(plan, rule, told)
     assert least.name == CLAIRVOYANT
     assert (least.days, least.pools, least.settings) == (rule.days, rule.pools, RATES)
     usual = rule.violated[0, 0].sum() / rule.judged[0, 0].sum()
@@ -89,30 +130,9 @@ def test_the_bound_undercuts_the_rule_at_its_rate_and_is_spread_over_its_days(pl
     assert told == ["bounding bursty days of a100, row 0"]
 
 
-def test_each_pool_is_bound_at_its_own_rate(plan, rule):
+def test_each_pool_is_bound_at_its_own_rate(plan, in_both):
     """A second pool of which nobody waited is bound at none, and pays for none of the first's."""
-    one = plan.stage.configs[0]
-    second = replace(one.pools[0], name="other", gpu_model="l4")
-    both = Plan(
-        stage=dataclasses.replace(plan.stage, configs=[replace(one, pools=(one.pools[0], second))]),
-        classes=plan.classes * 2,
-        dates=plan.dates * 2,
-        synthetic=frozenset(),
-    )
-    quiet = np.concatenate([rule.violated, np.zeros_like(rule.violated)], axis=2)
-    rules = Runs(
-        name="rule",
-        settings=rule.settings,
-        pools=("a100", "other"),
-        days=rule.days,
-        violated=quiet,
-        judged=np.repeat(rule.judged, 2, axis=2),
-        cost_usd=np.repeat(rule.cost_usd, 2, axis=2),
-    )
-    told = []
-    least = bound(both, worlds_of(both), "bursty", rules, 0.0, lambda what, _: told.append(what))
-    assert told == ["bounding bursty days of a100, row 0", "bounding bursty days of other, row 1"]
-    assert least is not None
+    least = bound_of(with_another_pool(plan), in_both, [])
     assert not least.violated[0, :, 1].any()
     assert least.violated[0, 1:, 0].all()
     costs = least.cost_usd[0].sum(axis=2)
@@ -121,10 +141,18 @@ def test_each_pool_is_bound_at_its_own_rate(plan, rule):
     assert costs[0, 0] > costs[-1, 0]
 
 
-def test_classes_bound_side_by_side_come_to_the_same(plan, rule):
-    rules = {"bursty": rule}
+def test_rows_of_most_jobs_are_bound_first(plan, in_both):
+    both, told = with_another_pool(plan), []
+    rules = worlds_of(both).rules
+    bound_of(both, in_both, told)
+    rows = np.argsort(rules.first - rules.last)
+    assert told == [f"bounding bursty days of {both.pools[row]}, row {row}" for row in rows]
+
+
+def test_rows_bound_side_by_side_come_to_the_same(in_both):
+    rules = {"bursty": in_both}
     (apart, alone) = (bounds_apart(Small(), rules, 0.0, processes=n)["bursty"] for n in (2, 1))
     assert apart is not None
     np.testing.assert_array_equal(apart.cost_usd, alone.cost_usd)
-    told = bound(plan, worlds_of(plan), "bursty", rule, 0.0, lambda *_: None)
+    told = bound_of(Small().plan(), in_both, [])
     np.testing.assert_array_equal(apart.cost_usd, told.cost_usd)

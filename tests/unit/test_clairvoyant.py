@@ -309,6 +309,26 @@ def test_cost_falls_ever_more_slowly_with_violations() -> None:
     assert (np.diff(slopes) > -1e-6).all()
 
 
+def test_a_bound_is_the_same_whatever_was_bound_before_it() -> None:
+    row = Clairvoyant(a_row(*many(7), prices=WAVES), 0, days=2, on_demand=NOTHING_UNDONE)
+    for rate in (0.3, 0.0, 1.0, 0.02):
+        found = row.at(rate)
+        assert found is not None
+        expected = cost(a_row(*many(7), prices=WAVES), rate, days=2)
+        assert found.cost_usd == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_rate_that_cannot_be_reached_leaves_the_others_as_they_are() -> None:
+    worlds = a_row(*[Work(1.0, 8, 2.0)] * 3, bounds=(0, 2))
+    row = Clairvoyant(worlds, 0, days=1, on_demand=NOTHING_UNDONE)
+    assert row.at(0.0) is None
+    for _ in range(2):
+        found = row.at(1 / 3)
+        assert found is not None
+        assert found.cost_usd == pytest.approx(3 * 8 * (2.0 + WARM_HOURS), rel=1e-6)
+        assert row.at(0.0) is None
+
+
 def test_a_frontier_lies_below_the_bounds_between_its_rates_and_on_them_at_its_rates() -> None:
     row = Clairvoyant(a_row(*many(7), prices=WAVES), 0, days=2, on_demand=NOTHING_UNDONE)
     frontier = row.frontier(RATES)

@@ -5,16 +5,18 @@ from typing import Final
 
 from benchmarks.controlling.entrants import POLICY
 from benchmarks.priced.results import LEARNED, Together
-from benchmarks.priced.tables import headed, line, shown, told_by
+from benchmarks.priced.tables import headed, line, shown, told_by, verdict
 from benchmarks.priced.together import PRICES, RULE
 
 METHOD: Final = """\
 Above, capacity is the tuned rule's; `make bench-control` freezes the price and compares capacity.
 Here both move at once: the tuned rule with its forecast, or the policy that ships, an offset on it
-at the alphas it earned ({alphas}), at each of three prices, on the same jobs, reservation prices
-and luck. The policy is the one of the control benchmark, trained and judged before the first scored
-date and at a price that stood still; what it says of the price itself does not count. The score is
-net: margin less charges, as above."""
+at the alphas it earned ({alphas}), at each of three prices, on the
+same jobs, reservation prices and luck. The policy is the one of the control benchmark, trained and
+judged before the first scored date and at a price that stood still; what it says of the price
+itself does not count. It was taught what a pool loses in nodes and in late jobs, these at a price in
+node-hours chosen by hand, which is not the ledger's. The score here is money: net, margin less
+charges, as above. At a fixed price as many accept whatever the elasticity, so those worlds are one there."""
 
 SUMS: Final = {"wins": "is more", "loses": "is less"}
 
@@ -22,9 +24,20 @@ SUMS: Final = {"wins": "is more", "loses": "is less"}
 def section(worlds: Sequence[Together], alphas: Mapping[str, float]) -> str:
     """Return the section, without its heading."""
     earned = ", ".join(f"{pool} {alpha:g}" for pool, alpha in alphas.items())
-    parts = [METHOD.format(alphas=earned), "\n".join(_verdicts(worlds)), "\n".join(_gains(worlds))]
+    parts = [METHOD.format(alphas=earned), _worth(worlds), "\n".join(_verdicts(worlds))]
+    parts += ["\n".join(_gains(worlds))]
     parts += ["Margin and, after the stroke, net:", "\n".join(_corners(worlds))]
     return "\n\n".join(parts)
+
+
+def _worth(worlds: Sequence[Together]) -> str:
+    """Return in a sentence what the policy's capacity adds."""
+    found = [verdict(one) for world in worlds for one in world.capacity]
+    return (
+        f"**In {found.count('wins')} of {len(found)} pairs of a world and a price the policy's "
+        f"capacity earns more than the rule's, in {found.count('loses')} less; in "
+        f"{found.count('is not told apart')} the two are not told apart.**"
+    )
 
 
 def _verdicts(worlds: Sequence[Together]) -> Iterator[str]:

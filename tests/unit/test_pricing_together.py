@@ -161,6 +161,8 @@ def test_the_page_has_a_row_for_each_world_and_says_where_the_policy_loses() -> 
     found = together(1_150.0)
     page = joint.section((found,), {"h100": 0.5, "l4": 0.0})
     assert "(h100 0.5, l4 0)" in page
+    assert "**In 2 of 3 pairs of a world and a price" in page
+    assert "earns more than the rule's, in 1 less; in 0 the two" in page
     assert "at the learned price: it **loses** in as calibrated (-" in page
     assert page.count("\n| as calibrated |") == 2
     (net,) = {one.outcome.net_usd for one in found.corners if one.price == RULE == one.capacity}

@@ -14,9 +14,10 @@ Here both move at once: the tuned rule with its forecast, or the policy that shi
 at the alphas it earned ({alphas}), at each of three prices, on the
 same jobs, reservation prices and luck. The policy is the one of the control benchmark, trained and
 judged before the first scored date and at a price that stood still; what it says of the price
-itself does not count. It was taught what a pool loses in nodes and in late jobs, these at a price in
-node-hours chosen by hand, which is not the ledger's. The score here is money: net, margin less
-charges, as above. At a fixed price as many accept whatever the elasticity, so those worlds are one there."""
+itself does not count. It was taught what a pool loses in nodes and in late jobs, the latter at a
+price in node-hours chosen by hand, which is not the ledger's. The score here is money: net, margin
+less charges, as above. At a fixed price as many accept whatever the elasticity, so those worlds are
+one there."""
 
 SUMS: Final = {"wins": "is more", "loses": "is less"}
 

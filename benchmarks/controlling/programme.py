@@ -81,8 +81,8 @@ class Compiled:
     """A programme in the solver, which goes on from one optimum to that under other limits.
 
     The first is found by interior points and a crossover to a vertex: with thousands of jobs the
-    simplex method takes ten times as long to get there. From a vertex it needs a few steps to the
-    next.
+    simplex method takes ten times as long to get there, and HiGHS turns to it by itself only where
+    interior points do not converge. From a vertex it needs a few steps to the next.
     """
 
     def __init__(self, lp: highspy.HighsLp) -> None:

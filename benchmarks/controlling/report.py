@@ -76,6 +76,7 @@ def markdown(results: Results) -> str:
         for measure, outcome in _outcomes(one):
             title = f"Frontiers of {_named(one)} loads, {measure}"
             parts += [f"![{title}]({_plot(one, measure)})", "\n".join(_controllers(outcome))]
+            parts.append(_fewest(outcome))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -158,6 +159,21 @@ def _controllers(outcome: Outcome) -> Iterator[str]:
         pools = [cell for pool in outcome.pools for cell in _pool(one.of(pool))]
         compared = ("", "") if one.compared is None else _shown(one.compared)[:2]
         yield _line(name, setting, *pools, total, *compared)
+
+
+def _fewest(outcome: Outcome) -> str:
+    """Tell how few violations anyone came to at whatever cost: what no controller could spare."""
+    played = [one for one in outcome.controllers if any(point.tuned for point in one.points)]
+    fewest = {
+        pool: min(point.violated for one in played for point in one.of(pool))
+        for pool in outcome.pools
+        if any(one.of(pool) for one in played)
+    }
+    by_pool = ", ".join(f"{pool} {violated:,.0f}" for pool, violated in fewest.items())
+    total = f"{sum(fewest.values()):,.0f}"
+    return (
+        f"The fewest violations that anyone came to at any setting and cost: {total} ({by_pool})."
+    )
 
 
 def _pool(points: tuple[Point, ...]) -> tuple[str, str]:

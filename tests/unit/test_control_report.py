@@ -168,6 +168,15 @@ def test_page_tells_each_pool_apart() -> None:
     assert "| 0.00% to 16.00% | 33 to 133 | 0.00% to 16.00% | 17 to 67 |" in bound
 
 
+def test_page_tells_how_few_violations_anyone_came_to_but_for_who_cannot_be() -> None:
+    played = [runs("td3"), runs("rule"), runs("hpa")]
+    for more, one in zip((5.0, 2.0, 3.0), played, strict=True):
+        one.violated[:] += more
+    told = outcome([*played, runs("clairvoyant")], policy="td3", tuned=TUNED, seed=1, draws=9)
+    fewest = "The fewest violations that anyone came to at any setting and cost: "
+    assert fewest + "12 (wide 6, small 6)." in markdown(results(result(batch=told)))
+
+
 def test_variants_are_told_beside_their_class() -> None:
     variant = Variant(assumption="elasticity of -2", classes=(result(),))
     told = json.loads(write_json(results(result("bursty"), result("flash"), variants=(variant,))))

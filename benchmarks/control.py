@@ -19,7 +19,7 @@ import optuna
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.controlling import report, tuning
-from benchmarks.controlling.apart import play_apart, say
+from benchmarks.controlling.apart import PROCESSES, play_apart, say, workers
 from benchmarks.controlling.bounds import bounds_apart
 from benchmarks.controlling.classes import CLASSES
 from benchmarks.controlling.entrants import POLICY, RULE, Cast, Field, untuned
@@ -42,8 +42,13 @@ from msgspec.structs import replace
 
 from gpuloop.reasoning.baselines.catalogue import CONTROLLERS
 from gpuloop.twin.config import TwinConfig
+from gpuloop.twin.workload import Generator
 
 SEED = 0
+TUNING_SEED: Final = 800
+"""The first of the generated weeks for tuning; nothing else is drawn from their seeds."""
+MADE: Final = ("cyclical", "flash")
+"""Shapes of the generated weeks for tuning: the trace's own week is bursty."""
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 VARIED: Final = "bursty"
 RECLAIMS: Final = (0.25, 4.0)
@@ -189,16 +194,32 @@ def retune(parts: Split, config: TwinConfig, traces: Path | None) -> None:
     """Tune every controller on the weeks for tuning and keep what came out."""
     if not parts.known:
         raise SystemExit("control: only the folder with the tuning weeks can be tuned on")
+    shares = [tuple(CONTROLLERS)[share::PROCESSES] for share in range(PROCESSES)]
+    with workers(PROCESSES) as executor:
+        made = [executor.submit(tune_share, share, parts, config, traces) for share in shares]
+        tuned = {name: one for share in made for name, one in share.result().items()}
+    tuning.store({name: tuned[name] for name in CONTROLLERS})
+
+
+def tune_share(
+    names: tuple[str, ...], parts: Split, config: TwinConfig, traces: Path | None
+) -> dict[str, tuning.Tuned]:
+    """Tune controllers on the trace's tuning week and on generated weeks beside it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     one = replace(config, start_us=TUNE.first_us)
+    made = [replace(one, seed=TUNING_SEED + place, shape=shape) for place, shape in enumerate(MADE)]
     stage = Stage(
-        configs=[one], workloads=[philly(one, traces)], traces=traces, days=TUNE.days, seed=SEED
+        configs=[one, *made],
+        workloads=[
+            philly(one, traces),
+            *(Generator(each.shape, each.seed, each.start_us) for each in made),
+        ],
+        traces=traces,
+        days=TUNE.days,
+        seed=SEED,
     )
-    kept = {}
-    for name in CONTROLLERS:
-        given = untuned(name, parts, one, traces)
-        kept[name] = tuning.tune(name, stage, given=given, seed=SEED, tell=say)
-    tuning.store(kept)
+    given = {name: untuned(name, parts, one, traces) for name in names}
+    return tuning.tune(names, stage, given=given, seed=SEED, tell=say)
 
 
 if __name__ == "__main__":

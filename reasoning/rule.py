@@ -14,13 +14,13 @@ from gpuloop.schemas.units import MINUTE_US
 class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the rule tracks its target. Ratios unless the name says otherwise.
 
-    How a pool grows was tuned in the twin on Philly, 9 to 15 October 2017 (`make bench-control
-    ARGS=--tune`); `benchmarks/rule.py` prints what a rule earns beside a fleet left alone. Cold
-    starts take three minutes and waiting is free for five, so capacity that is always held ahead
-    of demand does not pay.
+    How a pool grows was tuned in the twin on Philly, 9 to 15 October 2017, and generated weeks
+    beside it (`make bench-control ARGS=--tune`); `benchmarks/rule.py` prints what a rule earns
+    beside a fleet left alone. Cold starts take three minutes and waiting is free for five, so
+    capacity that is always held ahead of demand does not pay.
     """
 
-    forecast_weight: float = 0.82
+    forecast_weight: float = 1.25
     """How far towards the 15-minute median forecast the pool grows ahead of its demand."""
     spare_nodes: float = 0.0
     """Nodes kept free beyond the target, so that the next small job starts at once.
@@ -32,7 +32,7 @@ class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Share of a mixed pool that may be spot while spot pays."""
     interruption_cost_node_hours: float = 1.0
     """What one reclaim costs, in node-hours of lost work and restarts."""
-    stuck_us: int = 19 * MINUTE_US
+    stuck_us: int = MINUTE_US
     """A queue that waits for longer, with nothing arriving, gets nodes of its own.
 
     It would fit by count; it does not because free GPUs are scattered over nodes."""

@@ -72,6 +72,6 @@ def _joined(shares: Sequence[Played]) -> Played:
     places = [(place % len(shares), place // len(shares)) for place in range(count)]
     return Played(
         scores=tuple(shares[share].scores[place] for share, place in places),
-        earned_usd=tuple(shares[share].earned_usd[place] for share, place in places),
+        lost_node_hours=tuple(shares[share].lost_node_hours[place] for share, place in places),
         differing=tuple(shares[share].differing[place] for share, place in places),
     )

@@ -14,13 +14,13 @@ import numpy as np
 from benchmarks.controlling.service import Score, Window, on_demand_prices, score, work_done_us
 from numpy.typing import NDArray
 
+from gpuloop.loop.learn.passed import late_prices
 from gpuloop.loop.learn.pool_course import PoolCourse
+from gpuloop.loop.learn.teach import LATE_NODE_HOURS
 from gpuloop.reasoning.baselines.controller import Controller
 from gpuloop.reasoning.rule import RuleConfig, with_offsets
 from gpuloop.schemas.policy import CONTROL_TICK_US, Floats, PoolBatch
-from gpuloop.schemas.units import USD_MICROS
 from gpuloop.twin.config import TwinConfig
-from gpuloop.twin.pool_level import arrays
 from gpuloop.twin.pool_level.build import build_pool_worlds
 from gpuloop.twin.workload import DAY_US, Workload
 
@@ -59,8 +59,8 @@ class Played:
     """
 
     scores: tuple[Score, ...]
-    earned_usd: tuple[Floats, ...]
-    """What the ledgers of each entrant's rows took in over the scored days, (rows,)."""
+    lost_node_hours: tuple[Floats, ...]
+    """What each entrant's rows lost over all days, (rows,): what policies are taught to spare."""
     differing: tuple[float, ...]
 
 
@@ -88,10 +88,13 @@ def play(
     for entrant in entrants:
         entrant.controller.reset(np.ones(pools, dtype=np.bool_))
     differing = np.zeros(len(entrants))
+    late = late_prices(LATE_NODE_HOURS, tuple(names[:pools]), len(entrants))
+    lost = np.zeros(worlds.rows)
     books, counts = [worlds.state.books.copy()], [worlds.state.counts.copy()]
     for day in range(stage.days):
         for _ in range(DAY_TICKS):
             batch = course.look()
+            lost += course.passed.lost(late)
             wish = np.empty_like(batch.present)
             for entrant, share in zip(entrants, shares, strict=True):
                 wish[share] = entrant.controller(rows_of(batch, share))
@@ -112,12 +115,9 @@ def play(
             on_demand=np.tile(prices(stage), (len(entrants), 1)),
         ),
     )
-    flow = books[-1] - books[stage.unscored]
-    signs = np.where(np.arange(flow.shape[1]) == arrays.REVENUE, 1.0, -1.0)
-    earned = (flow * signs).sum(axis=1) / USD_MICROS
     return Played(
         scores=tuple(_rows(whole, share) for share in shares),
-        earned_usd=tuple(earned[share] for share in shares),
+        lost_node_hours=tuple(lost[share] for share in shares),
         differing=tuple((differing / (stage.days * DAY_TICKS)).tolist()),
     )
 

@@ -1,9 +1,11 @@
-"""Every controller tuned alike: the same number of Optuna trials on the weeks for tuning.
+"""Every controller tuned alike: the same number of Optuna trials on the same weeks for tuning.
 
-A trial is a configuration at three settings of its knob; what it is judged by is the fleet's ledger
-(capacity, energy, waiting, service and disruption) at the best of these, which is what a house that
-could choose would pay. The seven settings that a controller is then run at are frozen with it. What
-came out is kept in `tuned.json` beside this file and is what the benchmark runs with.
+A trial is a configuration at three settings of its knob; what it is judged by is what its pools
+lose (`loop.learn.passed`: idle capacity, penalties, late jobs at their price) at the best of these.
+Policies are taught by the same figure, so that nobody is tuned to another end. One week of a trace
+holds few late jobs, so generated weeks stand beside it. The seven settings that a controller is
+then run at are frozen with it. What came out is kept in `tuned.json` beside this file and is what
+the benchmark runs with.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +24,7 @@ from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
 
 TRIALS: Final = 12
 AT_ONCE: Final = 4
-"""Trials that live side by side; the sampler learns from them together."""
+"""Trials of a controller that live side by side; the sampler learns from them together."""
 
 KEPT: Final = Path(__file__).with_name("tuned.json")
 
@@ -35,8 +37,8 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     config: dict[str, Any]
     settings: tuple[int | float, ...]
     best: int | float
-    usd_per_day: float
-    """What its ledger lost, less what it sold, at the best setting on the weeks for tuning."""
+    node_hours_per_day: float
+    """What was lost at the best setting, in node-hours, on a day of the fleet for tuning."""
 
     def configured(self, name: str, given: Mapping[str, Any]) -> msgspec.Struct:
         """Return the configuration of a controller of this name, with what is not tuned."""
@@ -120,52 +122,84 @@ SPACES: Final[Mapping[str, Space]] = {
 
 
 def tune(
-    name: str,
+    names: Sequence[str],
     stage: Stage,
     *,
-    given: Mapping[str, Any],
+    given: Mapping[str, Mapping[str, Any]],
     seed: int,
     trials: int = TRIALS,
     tell: Tell,
-) -> Tuned:
-    """Tune one controller; `given` are fields of its configuration that are not tuned."""
-    baseline, space = CONTROLLERS[name], SPACES[name]
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True))
-    some = baseline.settings[1::2]
-    tried: dict[int, msgspec.Struct] = {}
+) -> dict[str, Tuned]:
+    """Tune controllers side by side; `given` are fields of their configurations not to be tuned."""
+    studies = {name: _study(seed) for name in names}
+    tried: dict[str, dict[int, msgspec.Struct]] = {name: {} for name in names}
     for first in range(0, trials, AT_ONCE):
-        asked = [study.ask() for _ in range(min(AT_ONCE, trials - first))]
-        for trial in asked:
-            tried[trial.number] = baseline.config(**given, **space(trial))
-        losses = _losses(name, stage, [tried[trial.number] for trial in asked], some)
-        for trial, loss in zip(asked, losses, strict=True):
-            study.tell(trial, float(loss.min()))
-        tell(f"tuning {name}: {study.best_value:,.0f} USD a day", (first + len(asked)) / trials)
-    best = tried[study.best_trial.number]
-    final = _losses(name, stage, [best], baseline.settings)[0]
+        count = min(AT_ONCE, trials - first)
+        asked = {name: [study.ask() for _ in range(count)] for name, study in studies.items()}
+        for name, trial in _each(asked):
+            config = CONTROLLERS[name].config(**given.get(name, {}), **SPACES[name](trial))
+            tried[name][trial.number] = config
+        losses = _losses(
+            stage,
+            [
+                (name, tried[name][trial.number], CONTROLLERS[name].settings[1::2])
+                for name, trial in _each(asked)
+            ],
+        )
+        for (name, trial), loss in zip(_each(asked), losses, strict=True):
+            studies[name].tell(trial, float(loss.min()))
+        so_far = ", ".join(f"{name} {study.best_value:,.1f}" for name, study in studies.items())
+        tell(f"tuning, node-hours lost a day: {so_far}", (first + count) / trials)
+    best = {name: tried[name][study.best_trial.number] for name, study in studies.items()}
+    final = _losses(stage, [(name, best[name], CONTROLLERS[name].settings) for name in names])
+    return {
+        name: _kept(best[name], CONTROLLERS[name].settings, loss, given.get(name, {}))
+        for name, loss in zip(names, final, strict=True)
+    }
+
+
+def _study(seed: int) -> optuna.Study:
+    return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True))
+
+
+def _each(
+    asked: Mapping[str, Sequence[optuna.Trial]],
+) -> list[tuple[str, optuna.Trial]]:
+    return [(name, trial) for name, trials in asked.items() for trial in trials]
+
+
+def _kept(
+    best: msgspec.Struct,
+    settings: tuple[float, ...],
+    losses: Floats,
+    given: Mapping[str, Any],
+) -> Tuned:
+    config = {name: value for name, value in msgspec.to_builtins(best).items() if name not in given}
     return Tuned(
-        config={
-            field: value for field, value in msgspec.to_builtins(best).items() if field not in given
-        },
-        settings=baseline.settings,
-        best=baseline.settings[int(final.argmin())],
-        usd_per_day=round(float(final.min()), 2),
+        config=config,
+        settings=settings,
+        best=settings[int(losses.argmin())],
+        node_hours_per_day=round(float(losses.min()), 2),
     )
 
 
 def _losses(
-    name: str, stage: Stage, configs: Sequence[msgspec.Struct], settings: Sequence[float]
+    stage: Stage, wanted: Sequence[tuple[str, msgspec.Struct, Sequence[float]]]
 ) -> list[Floats]:
-    """Return what each configuration loses a day at each setting, US dollars."""
-    baseline = CONTROLLERS[name]
+    """Return what each configuration of a controller loses a day at each of its settings.
+
+    Node-hours of a fleet. All play at once: their worlds cost little more together than one alone.
+    """
     entrants = [
         Entrant(
             name=name,
             setting=setting,
-            controller=baseline.make(baseline.turned(config, setting)),
+            controller=CONTROLLERS[name].make(CONTROLLERS[name].turned(config, setting)),
         )
-        for config in configs
+        for name, config, settings in wanted
         for setting in settings
     ]
-    earned = np.array([one.sum() for one in play(stage, entrants).earned_usd]) / stage.days
-    return list(-earned.reshape(len(configs), len(settings)))
+    lost = np.array([one.sum() for one in play(stage, entrants).lost_node_hours])
+    by_day = lost / stage.days / len(stage.configs)
+    ends = np.cumsum([len(settings) for _, _, settings in wanted])[:-1]
+    return np.split(by_day, ends)

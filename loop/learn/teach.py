@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from stable_baselines3.common.vec_env import VecEnv
 
 from gpuloop.loop.learn import checkpoint
@@ -47,12 +48,11 @@ LATE_NODE_HOURS: Final = {"h100": 10.0, "a100": 12.0, "l4": 1.25}
 """What a late job costs in node-hours of its pool: chosen by hand on the training and the tuning
 weeks, so that a policy costs little more than the rule and what it gains is service."""
 
+_RECIPE: Final = TrainerConfig(n_steps=5, averaging=8_000, batch_size=256, buffer_size=1_000_000)
 RECIPES: Final = {
-    "sac": TrainerConfig(algorithm="sac", n_steps=5, averaging=8_000),
-    "td3": TrainerConfig(algorithm="td3", n_steps=5, averaging=8_000, exploration_noise=0.4),
-    "td3+bc": TrainerConfig(
-        algorithm="td3", n_steps=5, averaging=8_000, exploration_noise=0.4, imitation=0.4
-    ),
+    "sac": replace(_RECIPE, algorithm="sac"),
+    "td3": replace(_RECIPE, algorithm="td3", exploration_noise=0.4),
+    "td3+bc": replace(_RECIPE, algorithm="td3", exploration_noise=0.4, imitation=0.4),
 }
 """How each algorithm learns here. TD3's is the recipe of the policy that ships; the others share
 what they can of it and have not been tuned."""
@@ -70,12 +70,13 @@ class Curriculum(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     check_days: int
     check_generated_days: int = 21
     """Days of the generator beside those of the trace, of seeds that training never draws."""
-    worlds: int = 16
-    """Side by side, each with all pools of the fleet."""
-    episodes: int = 2
+    worlds: int = 64
+    """Side by side, each with all pools of the fleet. Late jobs are few: what is lost shows in many
+    worlds sooner than in many looks at some."""
+    episodes: int = 4
     episode_hours: int = 24
-    random_hours: int = 12
-    updates_per_transition: float = 0.25
+    random_hours: int = 6
+    updates_per_transition: float = 0.03
     late_node_hours: dict[str, float] = msgspec.field(default_factory=lambda: dict(LATE_NODE_HOURS))
     """What a late job costs in each pool (`passed`)."""
 
@@ -157,7 +158,7 @@ def teach(
 def _domain(curriculum: Curriculum, twin: TwinConfig, traces: Path | None) -> Domain:
     begins = curriculum.train_from_us
     return Domain(
-        config=msgspec.structs.replace(twin, start_us=begins),
+        config=replace(twin, start_us=begins),
         traces=traces,
         span_us=(begins, begins + curriculum.train_days * DAY_US) if traces else None,
         hours=curriculum.episode_hours,

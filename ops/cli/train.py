@@ -43,11 +43,11 @@ def train(
     ] = CHECK_FROM,
     check_days: Annotated[int, typer.Option(min=1, help="Held-out days of the check.")] = 7,
     episodes: Annotated[
-        int, typer.Option(min=1, help="Days of fleet time that 16 worlds live side by side.")
-    ] = 2,
+        int, typer.Option(min=1, help="Days of fleet time that 64 worlds live side by side.")
+    ] = 4,
     updates_per_transition: Annotated[
         float, typer.Option(min=0.0, help="Gradient steps per transition.")
-    ] = 0.25,
+    ] = 0.03,
     seed: Annotated[int, typer.Option(min=0, help="Seed of world, networks and check.")] = 0,
     traces: Annotated[
         Path | None, typer.Option(envvar="GPULOOP_TRACES", help="Folder of public traces.")

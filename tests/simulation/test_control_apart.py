@@ -34,7 +34,7 @@ def told(played: Played) -> list[list[float]]:
         [one.cost_usd.sum() for one in played.scores],
         [float(one.violated.sum()) for one in played.scores],
         [float(one.minutes_violated.sum()) for one in played.scores],
-        [float(one.sum()) for one in played.earned_usd],
+        [float(one.sum()) for one in played.lost_node_hours],
         list(played.differing),
     ]
 

@@ -56,7 +56,7 @@ def lived(cheaper: float) -> Played:
             )
     return Played(
         scores=tuple(scores),
-        earned_usd=tuple(np.zeros(ROWS) for _ in scores),
+        lost_node_hours=tuple(np.zeros(ROWS) for _ in scores),
         differing=tuple(0.01 * place for place in range(len(scores))),
     )
 
@@ -115,7 +115,7 @@ def test_variants_are_played_by_the_rule_hpa_and_the_policy_on_bursty_days_alone
         )
         return Played(
             scores=(score,) * entrants,
-            earned_usd=(np.zeros(rows),) * entrants,
+            lost_node_hours=(np.zeros(rows),) * entrants,
             differing=(0.0,) * entrants,
         )
 

@@ -215,4 +215,4 @@ def test_everyone_meets_the_same_world_and_only_acts_in_it_differently():
     np.testing.assert_array_equal(other.cost_usd[2], one.cost_usd[2], "no alpha, no offset")
     assert found.differing[3] > 0.0
     assert found.differing[:3] == (0.0, 0.0, 0.0), "who has no offset, or none of it, does as it is"
-    np.testing.assert_allclose(found.earned_usd[0], found.earned_usd[1])
+    np.testing.assert_allclose(found.lost_node_hours[0], found.lost_node_hours[1])

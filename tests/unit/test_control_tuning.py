@@ -1,9 +1,10 @@
 """Tuning: the same budget for everyone, the best kept whole, the same twice."""
 
 import msgspec
+import numpy as np
 import optuna
 import pytest
-from benchmarks.controlling import tuning
+from benchmarks.controlling import play, tuning
 from benchmarks.controlling.play import Stage
 from msgspec.structs import replace
 
@@ -35,8 +36,8 @@ def test_the_best_trial_is_kept_with_its_settings_and_is_the_same_twice(stage, t
 
     def tuned() -> tuning.Tuned:
         return tuning.tune(
-            "rule", stage, given={}, seed=1, trials=2, tell=lambda what, share: told.append(share)
-        )
+            ["rule"], stage, given={}, seed=1, trials=2, tell=lambda what, share: told.append(share)
+        )["rule"]
 
     one = tuned()
     assert one == tuned()
@@ -52,7 +53,9 @@ def test_the_best_trial_is_kept_with_its_settings_and_is_the_same_twice(stage, t
 
 def test_what_is_not_tuned_is_not_kept(stage):
     given = {"demand_by_hour": {"l4": tuple((8.0,) for _ in range(168))}}
-    one = tuning.tune("schedule", stage, given=given, seed=1, trials=1, tell=lambda *_: None)
+    one = tuning.tune(
+        ["schedule"], stage, given={"schedule": given}, seed=1, trials=1, tell=lambda *_: None
+    )["schedule"]
     assert "demand_by_hour" not in one.config
     assert one.configured("schedule", given).demand_by_hour == given["demand_by_hour"]
 
@@ -64,3 +67,17 @@ def test_what_ships_names_every_controller_and_fits_its_configuration():
         one.configured(name, {})
         assert one.best in one.settings
         assert len(one.settings) == 7
+
+
+def test_a_trial_loses_what_is_idle_and_for_each_late_job_its_price(stage, monkeypatch):
+    config = CONTROLLERS["static"].config()
+
+    def losses(price: float):
+        monkeypatch.setattr(play, "LATE_NODE_HOURS", {"l4": price})
+        return tuning._losses(stage, [("static", config, (0.05, 1.0))])[0]
+
+    (lean, ample), (dear_lean, dear_ample) = losses(0.0), losses(10.0)
+    assert lean > ample > 0.0, "idle nodes and penalties are lost at any price"
+    late = [(dear_lean - lean) / 10.0, (dear_ample - ample) / 10.0]
+    assert late == pytest.approx(np.round(late)), "a day's jobs"
+    assert late[0] > late[1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import Struct, to_builtins
 
 from gpuloop.ops.cli.context import print_json
 from gpuloop.ops.cli.progress import shown
@@ -15,7 +16,7 @@ from gpuloop.ops.stack.preflight import refuse_no_traces
 from gpuloop.schemas.units import SECOND_US
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from gpuloop.loop.learn.gate import Gate
     from gpuloop.loop.learn.teach import Curriculum, Lesson
@@ -87,7 +88,7 @@ def train(
         )
         gates = judge(lesson, curriculum, twin, traces=traces, seed=seed, progress=tell)
     workload = "trace" if traces is not None else "generator"
-    made = _described(lesson, gates, config, days, seed=seed, workload=workload)
+    made = _described(lesson, gates, (config, curriculum), days, seed=seed, workload=workload)
     print_json(made)
     _print_verdict(gates)
     if output is not None:
@@ -125,7 +126,7 @@ class Days:
 def _described(
     lesson: "Lesson",
     gates: "Mapping[str, Gate]",
-    config: "TrainerConfig",
+    recipe: "tuple[TrainerConfig, Curriculum]",
     days: Days,
     *,
     seed: int,
@@ -138,7 +139,7 @@ def _described(
 
     return registry.describe(
         fleet=TwinConfig().fleet,
-        algorithm=config.algorithm,
+        algorithm=recipe[0].algorithm,
         version=0,
         parent="",
         created_wall_us=0,
@@ -147,8 +148,8 @@ def _described(
         weights=lesson.weights,
         seed=seed,
         config={
+            **told(recipe),
             **asdict(days),
-            "imitation": config.imitation,
             "updates": lesson.updates,
             "transitions": lesson.transitions,
             "workload": workload,
@@ -158,6 +159,17 @@ def _described(
         gate=figures(gates),
         summary=f"{lesson.transitions} transitions in the twin from {days.train_from}",
     )
+
+
+def told(recipe: "Iterable[Struct]") -> dict[str, float | int | str | bool]:
+    """Return the plain fields of structs by name, and those of their mappings by name and key."""
+    found: dict[str, float | int | str | bool] = {}
+    for name, value in ((n, v) for one in recipe for n, v in to_builtins(one).items()):
+        if isinstance(value, dict):
+            found |= {f"{name}_{key}": each for key, each in value.items()}
+        elif not isinstance(value, list | tuple):
+            found[name] = value
+    return found
 
 
 def _print_verdict(gates: "Mapping[str, Gate]") -> None:

@@ -134,7 +134,7 @@ def live(policy: str | None) -> list[Decision]:
         loop.send(received("policies.weights", None, made.weights_digest, payload=data))
     made_: list[Decision] = []
     for minute in range(10):
-        made_ += decisions(loop.minute(pool_state(queued=100 + 10 * minute)))
+        made_ += decisions(loop.minute(pool_state(queued=minute)))
     return made_
 
 

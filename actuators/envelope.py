@@ -252,8 +252,8 @@ def _hysteresis(
 ) -> Floats:
     """Grow at once; shrink only some time after growing or shrinking; keep prices for a while.
 
-    A price is kept from the epoch that it was decided in. A decision comes seconds after its tick:
-    counted from there, one of 15 minutes would outlast the next epoch, and every other be lost.
+    A price may change a third of an epoch early. A decision comes some time after its tick: counted
+    from there, a rest of 15 minutes would outlast the next epoch, and every other be lost.
     """
     now, after = batch.tick_us, wish.copy()
     rested = (now - state.last_growth_us >= config.shrink_after_growth_us) & (
@@ -261,8 +261,7 @@ def _hysteresis(
     )
     floor = np.where(rested[:, None], after[:, NODES], batch.present[:, NODES])
     after[:, NODES] = np.maximum(after[:, NODES], floor)
-    priced_us = state.last_price_us // EPOCH_US * EPOCH_US
-    kept = now - priced_us < config.price_every_us
+    kept = now - state.last_price_us < config.price_every_us - EPOCH_US // 3
     after[:, PRICE] = np.where(kept, batch.present[:, PRICE], after[:, PRICE])
     after = notes.add("hysteresis", wish, after, "cooling down from the last change")
     settled = after.copy()

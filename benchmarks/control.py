@@ -113,13 +113,15 @@ def results_of(
     classes = []
     for load, batch in found.items():
         service = runs(everyone, played, chosen[load], whole, "service")
-        differing = [played.differing[place] for place in everyone.at_tuned(POLICY)]
+        differing = [
+            played.differing[place][chosen[load]].mean() for place in everyone.at_tuned(POLICY)
+        ]
         classes.append(
             ClassResult(
                 load=load,
                 synthetic=load in whole.synthetic,
-                alphas=everyone.alphas,
-                share_of_decisions_differing=sum(differing) / len(differing),
+                alphas=everyone.alphas[0],
+                share_of_decisions_differing=float(np.mean(differing)),
                 batch=_outcome(batch, everyone),
                 service=_outcome(service, everyone) if service else None,
             )
@@ -187,7 +189,20 @@ def notes(whole: Plan, everyone: Field) -> tuple[str, ...]:
         "comes up to 50 s after its tick, and every other one knows the capacity of the tick "
         "before.",
         *(generated if lacking else ()),
+        f"Lost on the weeks for tuning, in node-hours a day: {_losses()}. Policies are taught and "
+        "judged by this figure as well.",
+        f"Alphas that were earned, the policy that ships first: {_earned(everyone)}.",
     )
+
+
+def _losses() -> str:
+    """Tell what each controller was tuned to, the best first."""
+    kept = sorted(tuning.load().items(), key=lambda one: one[1].node_hours_per_day)
+    return ", ".join(f"{name} {one.node_hours_per_day:,.1f}" for name, one in kept)
+
+
+def _earned(everyone: Field) -> str:
+    return "; ".join(report.alphas_told(alphas) for alphas in everyone.alphas)
 
 
 def retune(parts: Split, config: TwinConfig, traces: Path | None) -> None:

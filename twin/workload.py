@@ -269,11 +269,11 @@ class Generator:
     """Poisson arrivals with Philly's sizes and lengths; the shape is in the rate.
 
     `steady` has a constant rate, `cyclical` follows day and week, `bursty` multiplies the cycle by
-    a lognormal factor per hour (log deviation 1, mean 1: on 16 to 18 October the hourly counts of
-    Philly have about that), `flash` is constant and quiet but for one time of each day, somewhere
-    in it, when the rate is ten times that at once and as suddenly back. Durations end at four days,
-    where the fitted tail would go on, which brings the load of 50 jobs an hour near the 500 GPUs
-    that Philly keeps busy.
+    a lognormal factor per hour (log deviation 1, mean 1: on 25 September to 8 October the hourly
+    counts of Philly have 1.1), `flash` is constant and quiet but for one time of each day,
+    somewhere in it, when the rate is ten times that at once and as suddenly back. Durations end at
+    four days, where the fitted tail would go on: it brings the load of 50 jobs an hour near the
+    500 GPUs that Philly keeps busy.
     """
 
     def __init__(self, shape: Shape, seed: int, start_us: int) -> None:

@@ -41,8 +41,8 @@ class Field:
     places: dict[str, tuple[tuple[int, ...], ...]]
     settings: dict[str, tuple[float, ...]]
     tuned: dict[str, float]
-    alphas: dict[str, float]
-    """What the policy that ships has earned, by pool."""
+    alphas: tuple[dict[str, float], ...]
+    """What each policy has earned by pool, the one that ships first."""
 
     def at_tuned(self, name: str) -> tuple[int, ...]:
         """Return the place of each seed at the tuned setting."""
@@ -120,7 +120,7 @@ def field_of(
         places={name: tuple(seeds) for name, seeds in places.items()},
         settings={name: kept[RULE if name == POLICY else name].settings for name in places},
         tuned={name: kept[RULE if name == POLICY else name].best for name in places},
-        alphas=learned[0].alphas,
+        alphas=tuple(policy.alphas for policy in learned),
     )
 
 

@@ -14,9 +14,8 @@ import numpy as np
 from benchmarks.controlling.service import Score, Window, on_demand_prices, score, work_done_us
 from numpy.typing import NDArray
 
-from gpuloop.loop.learn.passed import late_prices
+from gpuloop.loop.learn.passed import LATE_NODE_HOURS, late_prices
 from gpuloop.loop.learn.pool_course import PoolCourse
-from gpuloop.loop.learn.teach import LATE_NODE_HOURS
 from gpuloop.reasoning.baselines.controller import Controller
 from gpuloop.reasoning.rule import RuleConfig, with_offsets
 from gpuloop.schemas.policy import CONTROL_TICK_US, Floats, PoolBatch
@@ -39,13 +38,12 @@ class Entrant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Whole days of some worlds; the first `unscored` of them are lived through and not scored."""
+    """Whole days of some worlds."""
 
     configs: Sequence[TwinConfig]
     workloads: Sequence[Workload]
     traces: Path | None
     days: int
-    unscored: int = 0
     seed: int = 0
     rule: RuleConfig = field(default_factory=RuleConfig)
     """What every policy sees the wish of."""
@@ -55,13 +53,14 @@ class Stage:
 class Played:
     """What entrants came to: scores with rows (pools of all worlds, in the order of the stage).
 
-    `differing` is the share of decisions in which an offset changed what was done.
+    `differing` is the share of each row's decisions on each day, (rows, days), in which an offset
+    changed what was done.
     """
 
     scores: tuple[Score, ...]
     lost_node_hours: tuple[Floats, ...]
     """What each entrant's rows lost over all days, (rows,): what policies are taught to spare."""
-    differing: tuple[float, ...]
+    differing: tuple[Floats, ...]
 
 
 def play(
@@ -87,7 +86,7 @@ def play(
     shares = [slice(place * pools, (place + 1) * pools) for place in range(len(entrants))]
     for entrant in entrants:
         entrant.controller.reset(np.ones(pools, dtype=np.bool_))
-    differing = np.zeros(len(entrants))
+    differing = np.zeros((worlds.rows, stage.days))
     late = late_prices(LATE_NODE_HOURS, tuple(names[:pools]), len(entrants))
     lost = np.zeros(worlds.rows)
     books, counts = [worlds.state.books.copy()], [worlds.state.counts.copy()]
@@ -98,19 +97,18 @@ def play(
             wish = np.empty_like(batch.present)
             for entrant, share in zip(entrants, shares, strict=True):
                 wish[share] = entrant.controller(rows_of(batch, share))
-            differing += _differing(course, wish, entrants, shares)
+            differing[:, day] += _differing(course, wish, entrants, shares)
             course.act(wish)
         books.append(worlds.state.books.copy())
         counts.append(worlds.state.counts.copy())
         tell(day + 1)
-    first_us = worlds.rules.start_us + stage.unscored * DAY_US
     whole = score(
         worlds.rules,
         worlds.specs,
         Window(
-            first_us=first_us,
-            books=np.array(books[stage.unscored :]),
-            counts=np.array(counts[stage.unscored :]),
+            first_us=worlds.rules.start_us,
+            books=np.array(books),
+            counts=np.array(counts),
             work_done_us=work_done_us(worlds.state, worlds.specs),
             on_demand=np.tile(prices(stage), (len(entrants), 1)),
         ),
@@ -118,22 +116,22 @@ def play(
     return Played(
         scores=tuple(_rows(whole, share) for share in shares),
         lost_node_hours=tuple(lost[share] for share in shares),
-        differing=tuple((differing / (stage.days * DAY_TICKS)).tolist()),
+        differing=tuple(differing[share] / DAY_TICKS for share in shares),
     )
 
 
 def _differing(
     course: PoolCourse, wish: Floats, entrants: Sequence[Entrant], shares: Sequence[slice]
-) -> Floats:
-    """Return the share of each entrant's rows that would do something else without its offset."""
+) -> NDArray[np.bool_]:
+    """Return which rows would do something else without their entrant's offset."""
     plain = wish.copy()
     for entrant, share in zip(entrants, shares, strict=True):
         if isinstance(entrant.controller, Residual):
             plain[share] = entrant.controller.base_wish
     if np.array_equal(plain, wish):
-        return np.zeros(len(entrants))
-    off = (course.permitted(wish) != course.permitted(plain)).any(axis=1)
-    return np.array([off[share].mean() for share in shares])
+        return np.zeros(len(wish), dtype=np.bool_)
+    changed: NDArray[np.bool_] = (course.permitted(wish) != course.permitted(plain)).any(axis=1)
+    return changed
 
 
 def prices(stage: Stage) -> NDArray[np.int64]:
@@ -144,8 +142,8 @@ def prices(stage: Stage) -> NDArray[np.int64]:
                 config,
                 traces=stage.traces,
                 start_us=workload.start_us,
-                first_us=workload.start_us + stage.unscored * DAY_US,
-                hours=(stage.days - stage.unscored) * 24,
+                first_us=workload.start_us,
+                hours=stage.days * 24,
             )
             for config, workload in zip(stage.configs, stage.workloads, strict=True)
         ]

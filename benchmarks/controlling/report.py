@@ -32,9 +32,10 @@ HEADS: Final = (
 )
 
 METHOD: Final = """\
-Written by `make bench-control`. Ratios compare the policy that ships with the rule and with the
-Kubernetes HPA, each at its own frontiers of seven settings; 1 is equal, less is better, in brackets
-the 95 % interval of a bootstrap that draws the same days for all, and training seeds as well.
+Written by `make bench-control`. Ratios compare the learned policy (the mean of its training seeds,
+where more than the one that ships have run) with the rule and with the Kubernetes HPA, each at its
+own frontiers of seven settings; 1 is equal, less is better, in brackets the 95 % interval of a
+bootstrap that draws the same days for all, and training seeds as well.
 Service is equal only where it is in every pool: each pool's frontier is read at the violation rate
 (for equal cost, at the cost) that the tuned rule has in that pool, and what is read is summed over
 the pools before the ratio is taken. In a pool where the tuned rule let nobody wait the others are
@@ -87,7 +88,7 @@ def shown(comparison: Comparison) -> str:
     return f"{comparison.value:.3f} ({comparison.low:.3f} to {comparison.high:.3f})"
 
 
-def _alphas(alphas: dict[str, float]) -> str:
+def alphas_told(alphas: dict[str, float]) -> str:
     """Tell what each pool lets the policy do; nothing where none does."""
     return ", ".join(f"{pool} {alpha:g}" for pool, alpha in alphas.items() if alpha) or "0"
 
@@ -106,7 +107,7 @@ def _summary(classes: tuple[ClassResult, ...]) -> Iterator[str]:
             compared = outcome.compared
             yield _line(
                 _named(one), measure, str(outcome.days), str(compared.events), *_shown(compared),
-                _alphas(one.alphas), f"{one.share_of_decisions_differing:.1%}",
+                alphas_told(one.alphas), f"{one.share_of_decisions_differing:.1%}",
             )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ class Controller(_Part, frozen=True, kw_only=True):
 
 
 class Outcome(_Part, frozen=True, kw_only=True):
-    """All controllers on one class, by one measure of service; `policy` is the one that ships."""
+    """All controllers on one class, by one measure of service; `policy` is the learned one."""
 
     policy: str
     days: int

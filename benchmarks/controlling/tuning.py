@@ -23,8 +23,9 @@ from gpuloop.schemas.policy import Floats
 from gpuloop.schemas.units import HOUR_US, MINUTE_US, SECOND_US
 
 TRIALS: Final = 12
+"""So few that the sampler draws them at random: it would model what it saw only after ten."""
 AT_ONCE: Final = 4
-"""Trials of a controller that live side by side; the sampler learns from them together."""
+"""Trials of a controller that live side by side."""
 
 KEPT: Final = Path(__file__).with_name("tuned.json")
 
@@ -106,7 +107,9 @@ def _rule(trial: optuna.Trial) -> dict[str, Any]:
 
 
 def _rule_with_forecast(trial: optuna.Trial) -> dict[str, Any]:
-    return _rule(trial) | {"forecast_weight": trial.suggest_float("forecast_weight", 0.0, 1.5)}
+    return _rule(trial) | {
+        "forecast_weight": trial.suggest_float("forecast_weight", 0.0, 1.5, step=0.05)
+    }
 
 
 SPACES: Final[Mapping[str, Space]] = {

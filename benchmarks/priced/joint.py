@@ -33,7 +33,9 @@ def section(worlds: Sequence[Together], alphas: Mapping[str, float]) -> str:
 
 def _worth(worlds: Sequence[Together]) -> str:
     """Return in a sentence what the policy's capacity adds."""
-    found = [verdict(one) for world in worlds for one in world.capacity]
+    # Where the price is fixed elasticities make no difference: those worlds are one.
+    pairs = dict.fromkeys(one for world in worlds for one in world.capacity)
+    found = [verdict(one) for one in pairs]
     return (
         f"**In {found.count('wins')} of {len(found)} pairs of a world and a price the policy's "
         f"capacity earns more than the rule's, in {found.count('loses')} less; in "

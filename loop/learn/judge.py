@@ -1,7 +1,8 @@
 """The check behind a policy's alphas: held-out days that it lives through beside the rule.
 
-Every day is a world of its own that begins with the jobs that run at its midnight; its first hours
-are not scored, so that the day before does not decide the day. A trace has few days that may judge,
+Every day is a world of its own that begins some hours before its midnight with the jobs that run
+then; these hours are not scored, so that how it begins does not decide the day. No day has another
+one's luck, for then they would lean on each other. A trace has few days that may judge,
 so that as many more as are asked for come from the generator that was fitted to it. Rule and
 policy, at each alpha, meet the same jobs, prices and luck, drawn more than once and averaged, for
 luck is no evidence. What is compared is what a pool loses (`passed`) in US dollars, and each pool
@@ -20,7 +21,7 @@ from gpuloop.loop.learn.gate import ALPHAS, Gate, earn_alpha
 from gpuloop.loop.learn.passed import late_prices
 from gpuloop.loop.learn.pool_course import PoolCourse
 from gpuloop.loop.learn.scenarios import SLOTS
-from gpuloop.loop.learn.teach import DAY_US, Curriculum, Lesson, Progress
+from gpuloop.loop.learn.teach import DAY_US, SEEDS_APART, Curriculum, Lesson, Progress
 from gpuloop.reasoning.actor import Actor
 from gpuloop.reasoning.rule import RuleConfig, with_offsets
 from gpuloop.schemas.policy import CONTROL_TICK_US
@@ -52,7 +53,7 @@ def judge(
     days = _days(curriculum, twin, traces)
     hours = WARM_UP_HOURS + 24
     worlds = build_pool_worlds(
-        [replace(config, seed=seed + luck) for config, _ in days for luck in range(LUCKS)],
+        _lucks([config for config, _ in days], seed),
         hours=hours + 1,
         traces=traces,
         workload=[jobs for _, jobs in days for _ in range(LUCKS)],
@@ -82,20 +83,33 @@ def judge(
 def _days(
     curriculum: Curriculum, twin: TwinConfig, traces: Path | None
 ) -> list[tuple[TwinConfig, Workload]]:
-    """Return the world of each day and its jobs: those of the trace, then generated ones."""
-    starts = [curriculum.check_from_us + day * DAY_US for day in range(curriculum.check_days)]
+    """Return the world of each day, from before its midnight on, and its jobs.
+
+    Those of the trace come first, then generated ones.
+    """
+    midnights = [curriculum.check_from_us + day * DAY_US for day in range(curriculum.check_days)]
     generator = f"generator:{twin.shape}"
-    which = [generator if traces is None else "philly"] * len(starts)
+    which = [generator if traces is None else "philly"] * len(midnights)
     for day in range(curriculum.check_generated_days):
-        starts.append(curriculum.check_from_us + day % 7 * DAY_US)
+        midnights.append(curriculum.check_from_us + day % 7 * DAY_US)
         which.append(generator)
     made = []
-    for place, (start_us, name) in enumerate(zip(starts, which, strict=True)):
-        seed = JUDGING_SEEDS + place
+    for place, (midnight_us, name) in enumerate(zip(midnights, which, strict=True)):
+        seed, start_us = JUDGING_SEEDS + place, midnight_us - WARM_UP_HOURS * HOUR_US
         config = replace(twin, start_us=start_us)
         jobs = build_workload(traces, name, start_us=start_us, seed=seed, shape=twin.shape)
         made.append((config, jobs))
     return made
+
+
+def _lucks(days: Sequence[TwinConfig], seed: int) -> list[TwinConfig]:
+    """Return every day as often as its luck is drawn, each with a luck of its own."""
+    first = JUDGING_SEEDS + seed * SEEDS_APART
+    return [
+        replace(config, seed=first + place * LUCKS + luck)
+        for place, config in enumerate(days)
+        for luck in range(LUCKS)
+    ]
 
 
 def _verdicts(

@@ -19,6 +19,10 @@ from gpuloop.twin.pool_level import arrays
 from gpuloop.twin.pool_level.sight import Sight
 from gpuloop.twin.pool_level.worlds import PoolWorlds
 
+LATE_NODE_HOURS: Final = {"h100": 10.0, "a100": 12.0, "l4": 1.25}
+"""What a late job costs in node-hours of its pool: chosen by hand on the training and the tuning
+weeks, so that a policy costs little more than the rule and what it gains is service."""
+
 PENALTIES: Final = [arrays.WAIT, arrays.SERVICE, arrays.DISRUPTION]
 
 

@@ -6,7 +6,7 @@ policy explores and trains episode by episode; `judge` says what it earned. Betw
 can be kept on disk, from where it goes on as if it had not been killed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from gpuloop.loop.learn import checkpoint
 from gpuloop.loop.learn.experience import ACTION_SIZE, Transition
+from gpuloop.loop.learn.passed import LATE_NODE_HOURS
 from gpuloop.loop.learn.pool_env import PoolVecEnv
 from gpuloop.loop.learn.scenarios import Domain
 from gpuloop.loop.learn.spaces import fit_normaliser
@@ -43,10 +44,6 @@ SEEDS_APART: Final = 1_000_000
 
 UNTRIED: Final = (MIGRATION, PRICE)
 """What these worlds leave no choice in: no node of theirs is suspected, and prices stand still."""
-
-LATE_NODE_HOURS: Final = {"h100": 10.0, "a100": 12.0, "l4": 1.25}
-"""What a late job costs in node-hours of its pool: chosen by hand on the training and the tuning
-weeks, so that a policy costs little more than the rule and what it gains is service."""
 
 _RECIPE: Final = TrainerConfig(n_steps=5, averaging=8_000, batch_size=256, buffer_size=1_000_000)
 RECIPES: Final = {
@@ -126,7 +123,7 @@ def teach(
 
     env = environment(first, normaliser)
     trainer = Trainer(trainer_config, seed=seed, normaliser=normaliser, env=env, device=device)
-    run = _run(trainer_config, curriculum, twin, traces, seed=seed)
+    run = _run((trainer_config, curriculum, twin, rule or RuleConfig()), traces, seed=seed)
     done = checkpoint.restore(kept, trainer, run=run) if kept is not None else None
     if done is None:
         trainer.add(made)
@@ -166,16 +163,9 @@ def _domain(curriculum: Curriculum, twin: TwinConfig, traces: Path | None) -> Do
     )
 
 
-def _run(
-    config: TrainerConfig,
-    curriculum: Curriculum,
-    twin: TwinConfig,
-    traces: Path | None,
-    *,
-    seed: int,
-) -> str:
-    """Return what a run is known by: all that its bytes depend on, but for the code."""
-    told = [msgspec.json.encode(one, order="deterministic") for one in (config, curriculum, twin)]
+def _run(configs: Sequence[msgspec.Struct], traces: Path | None, *, seed: int) -> str:
+    """Return what a run is known by: what its bytes depend on, but for code and traces' content."""
+    told = [msgspec.json.encode(one, order="deterministic") for one in configs]
     return sha256_of("training", str(seed), str(traces is not None), *map(bytes.hex, told))
 
 

@@ -135,6 +135,7 @@ def _described(
     """Return the version of what was trained and checked, and what made it."""
     from gpuloop.loop.learn import registry
     from gpuloop.loop.learn.judge import earned, figures
+    from gpuloop.reasoning.rule import RuleConfig
     from gpuloop.twin.config import TwinConfig
 
     return registry.describe(
@@ -149,6 +150,7 @@ def _described(
         seed=seed,
         config={
             **told(recipe),
+            **{f"rule_{name}": value for name, value in told([RuleConfig()]).items()},
             **asdict(days),
             "updates": lesson.updates,
             "transitions": lesson.transitions,

@@ -35,7 +35,7 @@ def told(played: Played) -> list[list[float]]:
         [float(one.violated.sum()) for one in played.scores],
         [float(one.minutes_violated.sum()) for one in played.scores],
         [float(one.sum()) for one in played.lost_node_hours],
-        list(played.differing),
+        [float(one.sum()) for one in played.differing],
     ]
 
 

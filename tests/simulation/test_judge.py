@@ -6,10 +6,21 @@ from msgspec.structs import replace
 from safetensors.numpy import load, save
 
 from gpuloop.loop.learn.experience import OBSERVATION_SIZE
-from gpuloop.loop.learn.judge import JUDGING_SEEDS, _days, _verdicts, earned, figures, judge
-from gpuloop.loop.learn.teach import SEEDS_APART, Curriculum, Lesson
+from gpuloop.loop.learn.judge import (
+    JUDGING_SEEDS,
+    LUCKS,
+    WARM_UP_HOURS,
+    _days,
+    _lucks,
+    _verdicts,
+    earned,
+    figures,
+    judge,
+)
+from gpuloop.loop.learn.teach import DAY_US, SEEDS_APART, Curriculum, Lesson
 from gpuloop.loop.learn.trainer import Trainer, TrainerConfig
 from gpuloop.schemas.messages.learning import Normaliser
+from gpuloop.schemas.units import HOUR_US
 from gpuloop.twin.config import DEFAULT_START_US, TwinConfig
 from gpuloop.twin.workload import Generator
 
@@ -76,3 +87,25 @@ def test_generated_days_stand_beside_those_of_the_trace_on_seeds_that_training_n
     seeds = [jobs._seed for _, jobs in days if isinstance(jobs, Generator)]
     assert len(set(seeds)) == len(days)
     assert min(seeds) >= JUDGING_SEEDS > SEEDS_APART * 1_000
+
+
+def test_what_is_scored_ends_with_the_last_day_that_may_judge():
+    curriculum = replace(CURRICULUM, check_days=3, check_generated_days=9)
+    scored = [
+        config.start_us + WARM_UP_HOURS * HOUR_US
+        for config, _ in _days(curriculum, TwinConfig(), None)
+    ]
+    assert {us % DAY_US for us in scored} == {DEFAULT_START_US % DAY_US}, "whole days"
+    assert min(scored) == DEFAULT_START_US
+    assert max(scored[:3]) + DAY_US == DEFAULT_START_US + 3 * DAY_US
+    assert all(
+        jobs.start_us == config.start_us for config, jobs in _days(curriculum, TwinConfig(), None)
+    )
+
+
+def test_no_two_days_have_one_luck_and_no_two_training_seeds_the_same():
+    days = [config for config, _ in _days(replace(CURRICULUM, check_days=7), TwinConfig(), None)]
+    found = [config.seed for seed in (0, 1) for config in _lucks(days, seed)]
+    assert len(found) == 2 * LUCKS * len(days)
+    assert len(set(found)) == len(found)
+    assert TwinConfig().seed not in found

@@ -8,9 +8,11 @@ from typer.testing import CliRunner
 from gpuloop import __version__
 from gpuloop.loop.learn import judge, teach
 from gpuloop.loop.learn.gate import earn_alpha
-from gpuloop.loop.learn.teach import LATE_NODE_HOURS, RECIPES, Lesson
+from gpuloop.loop.learn.passed import LATE_NODE_HOURS
+from gpuloop.loop.learn.teach import RECIPES, Lesson
 from gpuloop.ops.cli.main import app
 from gpuloop.ops.cli.progress import LINE_SECONDS, Lines, shown
+from gpuloop.reasoning.rule import RuleConfig
 from gpuloop.schemas.messages.learning import ActorSpec, Normaliser
 
 
@@ -67,6 +69,7 @@ def test_a_run_in_a_pipe_shows_progress_and_writes_what_code_made_the_version(un
     assert made["config"]["updates"] == 5
     assert made["config"]["exploration_noise"] == RECIPES["td3"].exploration_noise
     assert made["config"]["worlds"] == 64
+    assert made["config"]["rule_stuck_us"] == RuleConfig().stuck_us
     assert made["config"]["late_node_hours_l4"] == LATE_NODE_HOURS["l4"]
     assert made["alpha"] == 0.5
     assert made["alphas"] == {"h100": 0.5, "l4": 0.0}

@@ -35,7 +35,7 @@ def everyone() -> Field:
         places={name: ((2 * place, 2 * place + 1),) for place, name in enumerate(names)},
         settings=dict.fromkeys(names, settings),
         tuned=dict.fromkeys(names, 0.0),
-        alphas={"h100": 0.5, "l4": 0.0},
+        alphas=({"h100": 0.5, "l4": 0.0}, {"h100": 0.0}),
     )
 
 
@@ -57,7 +57,9 @@ def lived(cheaper: float) -> Played:
     return Played(
         scores=tuple(scores),
         lost_node_hours=tuple(np.zeros(ROWS) for _ in scores),
-        differing=tuple(0.01 * place for place in range(len(scores))),
+        differing=tuple(
+            np.outer([1.0, 2.0, 3.0], np.full(DAYS, 0.01 * place)) for place in range(len(scores))
+        ),
     )
 
 
@@ -84,13 +86,16 @@ def test_each_class_that_has_days_is_compared_and_told_in_one_line():
     assert bursty["cost_at_equal_service_vs_rule"]["value"] == pytest.approx(0.9)
     assert bursty["alpha"] == 0.5
     policy = 2 * len(CONTROLLERS)
-    assert bursty["share_of_decisions_differing"] == pytest.approx(0.01 * policy)
+    shares = [1.0] * 4 + [2.0] * 2 + [3.0] * 4
+    assert bursty["share_of_decisions_differing"] == pytest.approx(0.01 * policy * np.mean(shares))
+    assert told["steady"]["share_of_decisions_differing"] == pytest.approx(0.02 * policy)
     assert bursty["avoidable_cost_vs_hpa"] is None
     assert bursty["service"] is not None
     assert told["steady"]["service"] is None, "the pool that serves had no steady day"
     page = report.markdown(found)
     assert "worlds of 4 days" in page
     assert "generated days" not in page
+    assert "the policy that ships first: h100 0.5; 0." in page
     assert control.QUICK in page, "what has no bound says so"
 
 
@@ -116,7 +121,7 @@ def test_variants_are_played_by_the_rule_hpa_and_the_policy_on_bursty_days_alone
         return Played(
             scores=(score,) * entrants,
             lost_node_hours=(np.zeros(rows),) * entrants,
-            differing=(0.0,) * entrants,
+            differing=(np.zeros((rows, 7)),) * entrants,
         )
 
     monkeypatch.setattr(control, "play_apart", played)
@@ -139,7 +144,7 @@ def test_everyone_is_entered_at_all_settings_and_the_policy_at_what_it_earned():
     places = [place for seeds in found.places.values() for one in seeds for place in one]
     assert sorted(places) == list(range(len(found.entrants)))
     assert found.tuned[POLICY] == kept[RULE].best
-    assert found.alphas == shipped()[0].alphas
+    assert found.alphas[0] == shipped()[0].alphas
     assert len(found.places[POLICY]) == len(policies()) == 5
     for name, seeds in found.places.items():
         for places in seeds:

@@ -213,6 +213,9 @@ def test_everyone_meets_the_same_world_and_only_acts_in_it_differently():
     np.testing.assert_array_equal(one.violated, same.violated)
     assert (other.cost_usd[:2] > one.cost_usd[:2]).all()
     np.testing.assert_array_equal(other.cost_usd[2], one.cost_usd[2], "no alpha, no offset")
-    assert found.differing[3] > 0.0
-    assert found.differing[:3] == (0.0, 0.0, 0.0), "who has no offset, or none of it, does as it is"
+    assert (found.differing[3][:2] > 0.0).all(), "by pool and day"
+    assert not found.differing[3][2].any(), "no alpha, no offset"
+    for same_as_base in found.differing[:3]:
+        assert same_as_base.shape == (3, 1)
+        assert not same_as_base.any(), "who has no offset, or none of it, does as it is"
     np.testing.assert_allclose(found.lost_node_hours[0], found.lost_node_hours[1])

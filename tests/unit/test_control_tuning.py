@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import optuna
 import pytest
-from benchmarks.controlling import play, tuning
+from benchmarks.controlling import entrants, play, tuning
 from benchmarks.controlling.play import Stage
 from msgspec.structs import replace
 
@@ -58,6 +58,10 @@ def test_what_is_not_tuned_is_not_kept(stage):
     )["schedule"]
     assert "demand_by_hour" not in one.config
     assert one.configured("schedule", given).demand_by_hour == given["demand_by_hour"]
+
+
+def test_rule_that_is_compared_is_the_one_that_runs_where_nothing_else_is_said():
+    assert entrants.rule_of(tuning.load()) == CONTROLLERS[entrants.RULE].config()
 
 
 def test_what_ships_names_every_controller_and_fits_its_configuration():

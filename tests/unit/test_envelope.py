@@ -70,6 +70,11 @@ def test_a_price_may_move_at_every_epoch_however_late_the_last_was_decided(late_
     assert execute([16, 8, 0, 4.1], past).action[0, PRICE] == 4.1
 
 
+def test_a_price_that_was_approved_at_the_end_of_an_epoch_stays_through_the_next():
+    past = envelope_state(last_price_us=[START_US - MINUTE_US])
+    assert execute([16, 8, 0, 4.1], past).action[0, PRICE] == 4.0
+
+
 def test_a_price_moves_once_in_an_epoch():
     past = envelope_state(last_price_us=[START_US + 40 * SECOND_US])
     again = execute([16, 8, 0, 4.1], past, tick_us=[START_US + MINUTE_US])
